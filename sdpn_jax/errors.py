@@ -1,0 +1,40 @@
+"""How a command ends when the user's input is wrong: one clear line, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message names the culprit and the remedy."""
+
+
+def run(main: Callable) -> None:
+    """Runs an absl command; a UserError, in `main` or in the flags, becomes one line on stderr and exit code 2."""
+
+    def guarded(argv):
+        if len(argv) > 1:
+            fail(f"unexpected argument {argv[1]!r}; every setting is a --flag (see --help)")
+        try:
+            return main(argv)
+        except UserError as error:
+            fail(error)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def fail(message) -> None:
+    """Prints `error: message` on stderr and exits with code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's own parsing, with the many exceptions of --config (a bad field, file or value) turned into one line."""
+    if any(arg in ("--help", "-h", "-?", "--helpfull", "--helpshort") for arg in argv):
+        return app.parse_flags_with_usage(argv)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
+        fail(f"{str(error).strip() or type(error).__name__} (see --help)")

@@ -1,0 +1,82 @@
+"""The terms of the SDPN objective (arXiv 2308.02774), pure functions of arrays, computed in float32 or wider.
+
+B utterances, G global and V local views, K prototypes, P projection size, D embedding size. Every mean is over the whole
+arrays given; under `jax.jit` with sharded arrays that is the global batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sdpn_jax.models.head import l2_normalise
+
+
+def cosine_logits(projection, prototypes):
+    """Cosines of projections [..., P] with the prototypes [K, P]: [..., K]."""
+    return l2_normalise(projection) @ l2_normalise(prototypes).T
+
+
+def student_log_probability(cosines, temperature: float):
+    """log softmax(cos / temperature) over the prototypes (paper, Eq. 1): [..., K]."""
+    return jax.nn.log_softmax(cosines / temperature, axis=-1)
+
+
+def softmax_targets(cosines, temperature: float, sharpening: float):
+    """The teacher's softmax raised to the power 1 / sharpening and renormalised (paper, Eq. 2), no gradient: [N, K].
+
+    p^(1/T) / sum p^(1/T) with p = softmax(cos / tau) equals softmax(cos / (tau T)), which cannot underflow as a whole.
+    """
+    return jax.lax.stop_gradient(jax.nn.softmax(cosines / (temperature * sharpening), axis=-1))
+
+
+def sinkhorn_targets(cosines, temperature: float, sharpening: float, iterations: int):
+    """Sharpened targets [N, K] made to use all prototypes equally: Sinkhorn-Knopp (Cuturi 2013; SwAV, arXiv 2006.09882).
+
+    Each iteration gives every prototype the same total, then every sample the total 1. In the log domain, so that no
+    row or column can underflow to an empty one. N samples of the global batch; no gradient.
+    """
+    log_q = jax.nn.log_softmax(cosines / (temperature * sharpening), axis=-1)
+    for _ in range(iterations):
+        log_q = log_q - jax.nn.logsumexp(log_q, axis=0, keepdims=True)
+        log_q = log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True)
+    return jax.lax.stop_gradient(jnp.exp(log_q))
+
+
+def cross_entropy(log_probability, targets):
+    """Mean over views and utterances of -sum_k target log p (paper, Eq. 3).
+
+    log_probability [B, V, K] of the local views, targets [B, G, K] of the global ones; every pair of views counts.
+    """
+    return -jnp.mean(jnp.sum(targets.mean(1)[:, None] * log_probability, axis=-1))
+
+
+def me_max(log_probability):
+    """log K - H(mean probability): 0 when the student uses all prototypes equally, log K when it uses one.
+
+    log_probability [..., K]. Mean-entropy maximisation, Assran et al. (MSN, arXiv 2204.07141), Eq. 2, shifted by log K.
+    """
+    num_prototypes = log_probability.shape[-1]
+    log_p = log_probability.reshape(-1, num_prototypes)
+    log_mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.asarray(len(log_p), log_p.dtype))
+    return jnp.log(jnp.asarray(num_prototypes, log_p.dtype)) + jnp.sum(jnp.exp(log_mean) * log_mean)
+
+
+def koleo(embedding, group_size: int = 0, epsilon: float = 1e-8):
+    """-mean log(distance to the nearest other sample + epsilon) of the L2-normalised embeddings [B, D].
+
+    Kozachenko-Leonenko estimate of differential entropy (Sablayrolles et al., arXiv 1806.03198). Neighbours are looked
+    for in consecutive groups of `group_size` samples, 0 for the whole batch. As in the released code, epsilon is also
+    added to every coordinate of the difference, which keeps the distance of equal samples differentiable.
+    """
+    batch, size = embedding.shape
+    groups = l2_normalise(embedding, epsilon).reshape(-1, group_size or batch, size)
+    cosines = jnp.einsum("gid,gjd->gij", groups, groups, precision=jax.lax.Precision.HIGHEST)
+    itself = jnp.eye(groups.shape[1], dtype=bool)
+    nearest = jnp.argmax(jax.lax.stop_gradient(jnp.where(itself, -jnp.inf, cosines)), axis=-1)
+    neighbours = jnp.take_along_axis(groups, nearest[..., None], axis=1)
+    square = jnp.sum(jnp.square(groups - neighbours + epsilon), axis=-1)
+    return -jnp.mean(jnp.log(jnp.sqrt(square) + epsilon))
+
+
+def diversity(embedding, group_size: int = 0):
+    """KoLeo of each view group of [B, V, D] alone, summed over the V groups (paper, Eq. 4)."""
+    return jax.vmap(lambda view: koleo(view, group_size), in_axes=1)(embedding).sum()

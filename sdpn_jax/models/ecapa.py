@@ -1,0 +1,177 @@
+"""ECAPA-TDNN (Desplanques et al., arXiv 2005.07143), the encoder of SDPN: mel power in, embedding out."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sdpn_jax.models import frames
+from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
+
+LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
+
+
+def instance_norm(log_mel, lengths=None, epsilon: float = 1e-5):
+    """Each utterance and mel bin to zero mean and unit (biased) variance over time; no gradient flows through it.
+
+    log_mel [B, T, F], lengths [B] in frames or None -> [B, T, F], float32 or wider.
+    """
+    x = log_mel.astype(wide(log_mel.dtype))
+    centre, variance = frames.mean_and_variance(x, lengths)
+    return jax.lax.stop_gradient((x - centre) * jax.lax.rsqrt(variance + epsilon))
+
+
+class TDNN(nn.Module):
+    """Convolution -> ReLU -> batch norm, [B, T, C] -> [B, T, features]."""
+
+    features: int
+    kernel_size: int = 1
+    dilation: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool, lengths=None):
+        x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, name="conv")(x, lengths)
+        return BatchNorm(name="norm")(nn.relu(x), train)
+
+
+class Res2Net(nn.Module):
+    """Channels in `scale` groups; each but the first is convolved after adding its left neighbour's output."""
+
+    kernel_size: int
+    dilation: int
+    scale: int = 8
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool, lengths=None):
+        first, *groups = jnp.split(x, self.scale, axis=-1)
+        outputs = [first]
+        for i, group in enumerate(groups):
+            block = TDNN(group.shape[-1], self.kernel_size, self.dilation, self.dtype, name=f"block_{i}")
+            outputs.append(block(group if i == 0 else group + outputs[-1], train, lengths))
+        return jnp.concatenate(outputs, axis=-1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales channels by a gate computed from their means over time."""
+
+    bottleneck: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, lengths=None):
+        gate = frames.mean(x.astype(wide(x.dtype)), lengths)
+        gate = nn.relu(Conv(self.bottleneck, dtype=self.dtype, name="squeeze")(gate))
+        gate = nn.sigmoid(Conv(x.shape[-1], dtype=self.dtype, name="excite")(gate))
+        return x * gate
+
+
+class SERes2Block(nn.Module):
+    """TDNN -> Res2Net -> TDNN -> squeeze-excitation, plus the input."""
+
+    features: int
+    kernel_size: int
+    dilation: int
+    scale: int
+    se_bottleneck: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool, lengths=None):
+        residual = x
+        if x.shape[-1] != self.features:
+            residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
+        x = TDNN(self.features, dtype=self.dtype, name="tdnn1")(x, train)
+        x = Res2Net(self.kernel_size, self.dilation, self.scale, self.dtype, name="res2net")(x, train, lengths)
+        x = TDNN(self.features, dtype=self.dtype, name="tdnn2")(x, train)
+        return residual + SqueezeExcitation(self.se_bottleneck, self.dtype, name="se")(x, lengths)
+
+
+class ContextConv(nn.Module):
+    """A 1x1 convolution of [x, context], x [B, T, C] and context [B, 1, 2 C], without building that array."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context):
+        channels = x.shape[-1] + context.shape[-1]
+        init = fan_in_uniform(channels)
+        kernel = self.param("kernel", init, (1, channels, self.features)).astype(self.dtype)[0]
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        of_frames, of_context = kernel[: x.shape[-1]], kernel[x.shape[-1] :]
+        return x.astype(self.dtype) @ of_frames + (context.astype(self.dtype) @ of_context + bias)
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Attention-weighted mean and standard deviation over time, [B, T, C] -> [B, 2 C], in float32.
+
+    The attention sees each frame beside the utterance's mean and standard deviation (global context).
+    """
+
+    attention: int
+    dtype: jnp.dtype = jnp.float32
+    variance_floor: float = 1e-12
+
+    @nn.compact
+    def __call__(self, x, train: bool, lengths=None):
+        channels = x.shape[-1]
+        xw = x.astype(wide(x.dtype))
+        context = jnp.concatenate(self._statistics(xw, lengths), axis=-1)
+        hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x, context)
+        hidden = BatchNorm(name="tdnn_norm")(nn.relu(hidden), train)
+        logits = Conv(channels, dtype=self.dtype, name="conv")(nn.tanh(hidden)).astype(xw.dtype)
+        if lengths is not None:
+            logits = jnp.where(frames.mask(logits, lengths) > 0, logits, -jnp.inf)
+        return jnp.concatenate(self._statistics(xw, lengths, jax.nn.softmax(logits, axis=1)), axis=-1)[:, 0]
+
+    def _statistics(self, x, lengths, weights=None):
+        centre, variance = frames.mean_and_variance(x, lengths, weights)
+        return centre, jnp.sqrt(jnp.maximum(variance, self.variance_floor))
+
+
+class ECAPA(nn.Module):
+    """Log-mel [B, T, F] of whole sequences -> embedding [B, embedding_size], float32, no norm after it.
+
+    `lengths` [B] in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
+    Sizes are those of SDPN: channels 1024 x4 then 3072, embedding 512.
+    """
+
+    channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
+    kernel_sizes: Sequence[int] = (5, 3, 3, 3, 1)
+    dilations: Sequence[int] = (1, 2, 3, 4, 1)
+    scale: int = 8
+    se_bottleneck: int = 128
+    attention: int = 128
+    embedding_size: int = 512
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, log_mel, train: bool, lengths=None):
+        if train and lengths is not None:
+            raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
+        x = instance_norm(log_mel, lengths).astype(self.dtype)
+        x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
+        outputs = []
+        for i in range(1, len(self.channels) - 1):
+            block = SERes2Block(
+                self.channels[i],
+                self.kernel_sizes[i],
+                self.dilations[i],
+                self.scale,
+                self.se_bottleneck,
+                self.dtype,
+                name=f"block_{i}",
+            )
+            x = block(x, train, lengths)
+            outputs.append(x)
+        x = jnp.concatenate(outputs, axis=-1)
+        x = TDNN(self.channels[-1], self.kernel_sizes[-1], self.dilations[-1], self.dtype, name="mfa")(
+            x, train, lengths
+        )
+        x = AttentiveStatisticsPooling(self.attention, self.dtype, name="pooling")(x, train, lengths)
+        x = BatchNorm(name="pooling_norm")(x, train)
+        x = Conv(self.embedding_size, dtype=self.dtype, name="embedding")(x[:, None])[:, 0]
+        return x.astype(wide(self.dtype))

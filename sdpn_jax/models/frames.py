@@ -1,0 +1,42 @@
+"""Sequences of different lengths in one padded array: masks, means and reflection at each sequence's own end.
+
+Everywhere `lengths` is [B] (frames) or None, which means that every sequence fills the array.
+"""
+
+import jax.numpy as jnp
+
+
+def mask(x, lengths):
+    """[B, T, 1] of x's type: 1 where a frame belongs to its sequence, 0 in the padding."""
+    return (jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]).astype(x.dtype)
+
+
+def mean(x, lengths=None, weights=None):
+    """Mean over time, [B, T, C] -> [B, 1, C]; `weights` [B, T, C] sum to 1 over time and are 0 in the padding."""
+    if weights is not None:
+        return (weights * x).sum(1, keepdims=True)
+    if lengths is None:
+        return x.mean(1, keepdims=True)
+    return (x * mask(x, lengths)).sum(1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
+
+
+def mean_and_variance(x, lengths=None, weights=None):
+    """Mean and biased variance over time, both [B, 1, C]."""
+    centre = mean(x, lengths, weights)
+    return centre, mean(jnp.square(x - centre), lengths, weights)
+
+
+def reflect_pad(x, pad: int, lengths=None):
+    """Pads time by `pad` frames on both sides, mirrored about the first and the last frame: [B, T + 2 pad, C].
+
+    With `lengths` the mirror at the end stands at each sequence's own last frame. Sequences must be longer than `pad`.
+    """
+    if pad == 0:
+        return x
+    if lengths is None:
+        return jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode="reflect")
+    num_frames = x.shape[1]
+    time = jnp.abs(jnp.arange(-pad, num_frames + pad))[None, :]
+    last = lengths[:, None] - 1
+    mirrored = jnp.where(time > last, 2 * last - time, time)
+    return jnp.take_along_axis(x, jnp.clip(mirrored, 0, num_frames - 1)[:, :, None], axis=1)

@@ -1,0 +1,30 @@
+"""The projection head of SDPN: embedding -> point on the unit sphere where the prototypes live."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sdpn_jax.models.layers import BatchNorm, Dense, wide
+
+
+def l2_normalise(x, epsilon: float = 1e-12):
+    """Rows to unit length: x / max(|x|, epsilon) over the last axis, with a finite gradient at 0."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
+
+
+class ProjectionHead(nn.Module):
+    """[B, D] -> [B, projection_size] of unit length: two layers with batch norm and exact GELU, then a linear one."""
+
+    hidden_size: int = 2048
+    projection_size: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embedding, train: bool):
+        init = nn.initializers.truncated_normal(0.02)
+        x = embedding
+        for i in range(2):
+            x = Dense(self.hidden_size, init, self.dtype, name=f"dense_{i}")(x)
+            x = nn.gelu(BatchNorm(name=f"norm_{i}")(x, train), approximate=False)
+        x = Dense(self.projection_size, init, self.dtype, name="dense_2")(x)
+        return l2_normalise(x.astype(wide(self.dtype)))

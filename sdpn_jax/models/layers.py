@@ -1,0 +1,95 @@
+"""Building blocks shared by encoder and head: reflect-padded convolution over time, dense layer, batch norm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sdpn_jax.models import frames
+
+
+def wide(dtype) -> jnp.dtype:
+    """The type for statistics and losses: at least float32, whatever the compute type."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def fan_in_uniform(fan_in: int):
+    """Uniform in +-1/sqrt(fan_in), PyTorch's default for weights and biases of convolutions and linear layers."""
+    bound = 1.0 / np.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+    """Convolution over time, [B, T, C] -> [B, T, features], reflect padding at the true end of each sequence.
+
+    The taps are laid side by side, so that the convolution is one product [B T, taps C] x [taps C, features]; on CPUs
+    it is faster than XLA's dilated convolution and than a sum over taps.
+    """
+
+    features: int
+    kernel_size: int = 1
+    dilation: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, lengths=None):
+        channels, taps = x.shape[-1], self.kernel_size
+        init = fan_in_uniform(channels * taps)
+        kernel = self.param("kernel", init, (taps, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        num_frames = x.shape[1]
+        x = frames.reflect_pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
+        starts = range(0, taps * self.dilation, self.dilation)
+        x = jnp.concatenate([x[:, start : start + num_frames] for start in starts], axis=-1)
+        return x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis; `init` takes (key, shape) for the weights, biases start at 0."""
+
+    features: int
+    init: nn.initializers.Initializer
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last, as PyTorch does it, statistics in float32 over the global batch.
+
+    The batch is normalised by its biased variance while the running average keeps the unbiased one. Running average
+    r <- decay * r + (1 - decay) * batch.
+    """
+
+    decay: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        if train:
+            mean, var = self._update(x, running_mean, running_var)
+        else:
+            mean, var = running_mean.value, running_var.value
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((x.astype(wide(x.dtype)) - mean) * gain + bias).astype(x.dtype)
+
+    def _update(self, x, running_mean, running_var):
+        axes = tuple(range(x.ndim - 1))
+        count = np.prod([x.shape[axis] for axis in axes])
+        xw = x.astype(wide(x.dtype))
+        mean = xw.mean(axes)
+        var = jnp.square(xw - mean).mean(axes)
+        if not self.is_initializing():
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
+            running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+        return mean, var

@@ -1,0 +1,153 @@
+"""The pure training step of SDPN and its state: `state, batch -> state, metrics`, and nothing hidden anywhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdpn_jax import losses, optim
+from sdpn_jax.models.network import Network
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which terms the loss has, and how strong; see losses.py."""
+
+    student_temperature: float = 0.1
+    sharpening: float = 0.25
+    targets: str = "softmax"  # or "sinkhorn"
+    sinkhorn_iterations: int = 3
+    me_max_weight: float = 1.0
+    diversity_weight: float = 0.1
+    koleo_group: int = 0
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a checkpoint must hold. Networks are {"params": ..., "batch_stats": ...}, all float32."""
+
+    step: jax.Array
+    student: dict
+    teacher: dict
+    prototypes: jax.Array
+    opt_state: optax.OptState
+
+
+def init_state(network: Network, num_prototypes: int, optimizer, mel_bins: int, key) -> TrainState:
+    """A new run: the teacher starts as a copy of the student, prototypes uniform(-1/sqrt(P), 1/sqrt(P)) as 1/16."""
+    key_network, key_prototypes = jax.random.split(key)
+    student = network.init(key_network, jnp.zeros((2, 32, mel_bins)), True)
+    bound = network.projection_size**-0.5
+    prototypes = jax.random.uniform(
+        key_prototypes, (num_prototypes, network.projection_size), minval=-bound, maxval=bound
+    )
+    opt_state = optimizer.init({"network": student["params"], "prototypes": prototypes})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        student=student,
+        teacher=jax.tree.map(jnp.copy, student),
+        prototypes=prototypes,
+        opt_state=opt_state,
+    )
+
+
+def forward(network: Network, variables: dict, views):
+    """Training-mode pass over views [B, V, T, F]: embedding [B, V, D], projection [B, V, P], new batch statistics."""
+    batch, num_views, *frame_shape = views.shape
+    flat = views.reshape(batch * num_views, *frame_shape)
+    (embedding, projection), updated = network.apply(variables, flat, True, mutable=["batch_stats"])
+    split = lambda x: x.reshape(batch, num_views, -1)  # noqa: E731
+    return split(embedding), split(projection), updated["batch_stats"]
+
+
+def teacher_targets(projection, prototypes, objective: Objective):
+    """What the student must predict: projection [B, G, P] of the global views -> targets [B, G, K], no gradient."""
+    cosines = losses.cosine_logits(projection, prototypes)
+    flat = cosines.reshape(-1, cosines.shape[-1])
+    temperature, sharpening = objective.student_temperature, objective.sharpening
+    if objective.targets == "sinkhorn":
+        targets = losses.sinkhorn_targets(flat, temperature, sharpening, objective.sinkhorn_iterations)
+    else:
+        targets = losses.softmax_targets(flat, temperature, sharpening)
+    return targets.reshape(cosines.shape)
+
+
+def make_train_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    teacher_momentum: optax.Schedule,
+) -> Callable:
+    """The step as a pure function of (state, {"global": [B, G, Tg, F], "local": [B, V, Tl, F]} log-mel views)."""
+
+    def loss_fn(params, state: TrainState, local_views, targets):
+        variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
+        embedding, projection, batch_stats = forward(network, variables, local_views)
+        log_p = losses.student_log_probability(
+            losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
+        )
+        terms = {
+            "cross_entropy": losses.cross_entropy(log_p, targets),
+            "me_max": losses.me_max(log_p),
+            "diversity": losses.diversity(embedding, objective.koleo_group),
+        }
+        loss = (
+            terms["cross_entropy"]
+            + objective.me_max_weight * terms["me_max"]
+            + objective.diversity_weight * terms["diversity"]
+        )
+        return loss, (terms, embedding, log_p, batch_stats)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        _, projection, teacher_stats = forward(network, state.teacher, batch["global"])
+        targets = teacher_targets(projection, state.prototypes, objective)
+
+        params = {"network": state.student["params"], "prototypes": state.prototypes}
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (terms, embedding, log_p, student_stats)), gradients = gradient_fn(params, state, batch["local"], targets)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+
+        momentum = teacher_momentum(state.step)
+        teacher_params = optim.ema(state.teacher["params"], params["network"], momentum)
+        metrics = {"loss": loss, **terms, "teacher_momentum": momentum}
+        metrics |= health(embedding, targets, log_p)
+        metrics |= {"gradient_norm": optax.global_norm(gradients), "update_norm": optax.global_norm(updates)}
+        return TrainState(
+            step=state.step + 1,
+            student={"params": params["network"], "batch_stats": student_stats},
+            teacher={"params": teacher_params, "batch_stats": teacher_stats},
+            prototypes=params["prototypes"],
+            opt_state=opt_state,
+        ), metrics
+
+    return train_step
+
+
+def health(embedding, targets, log_probability) -> dict:
+    """Signs of life or collapse of one batch: embedding [B, V, D], targets [B, G, K], log_probability [B, V, K].
+
+    `prototypes_in_use` is the perplexity of the mean target; `embedding_std` the mean over dimensions of the standard
+    deviation of L2-normalised embeddings times sqrt(D) (1: spread evenly over the sphere, 0: all equal);
+    `effective_rank` the participation ratio tr(C)^2 / |C|_F^2 of their covariance C, between 1 and min(B V - 1, D).
+    """
+    entropy = lambda p: -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)  # noqa: E731
+    mean_target = targets.mean((0, 1))
+    flat = losses.l2_normalise(embedding.reshape(-1, embedding.shape[-1]))
+    centred = flat - flat.mean(0)
+    gram = centred.T @ centred if flat.shape[0] > flat.shape[1] else centred @ centred.T
+    trace = jnp.trace(gram)
+    count, size = flat.shape
+    mean_square = jnp.sum(jnp.square(flat.sum(0)))
+    agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
+    return {
+        "prototypes_in_use": jnp.exp(entropy(mean_target)),
+        "target_entropy": jnp.mean(entropy(targets)),
+        "target_max": jnp.mean(targets.max(-1)),
+        "agreement": jnp.mean(agree.astype(flat.dtype)),
+        "embedding_std": jnp.mean(jnp.std(flat, axis=0)) * size**0.5,
+        "embedding_cosine": (mean_square - count) / (count * (count - 1)),
+        "effective_rank": jnp.square(trace) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30),
+    }

@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests: where the optional measuring data and golden vectors are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is unset: it would name the folder that this test reads")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.fail(f"{variable}={value} is not a folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    """The folder of real speech (librispeech_mini/ and augment_mini/ inside)."""
+    return _folder("SDPN_JAX_DATA")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numbers printed by the released PyTorch code."""
+    return _folder("SDPN_JAX_GOLDEN")

@@ -1,0 +1,96 @@
+"""The command as a user starts it, and its function as the demo calls it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+from sklearn.metrics import roc_curve
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import score as module
+from sdpn_jax.eval.score import score
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Embeddings of 6 speakers x 5 utterances with noise, and all their pairs in VoxCeleb's format."""
+    rng = np.random.default_rng(0)
+    ids = [f"id{speaker}/{take}.wav" for speaker in range(6) for take in range(5)]
+    embeddings = np.repeat(rng.normal(size=(6, 16)), 5, axis=0) + 1.2 * rng.normal(size=(30, 16))
+    np.savez(tmp_path / "e.npz", ids=np.array(ids), embeddings=embeddings.astype(np.float32))
+    pairs = [(a, b) for i, a in enumerate(ids) for b in ids[:i]]
+    (tmp_path / "list.txt").write_text("".join(f"{int(a[:3] == b[:3])} wav/{a} wav/{b}\n" for a, b in pairs))
+    return tmp_path
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "sdpn_jax.eval.score", *args], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_files_agree_with_each_other_and_scikit_learn(inputs):
+    results = score(inputs / "e.npz", inputs / "list.txt", inputs / "deep" / "out")
+    output = inputs / "deep" / "out"
+    assert json.loads((output / "results.json").read_text()) == results
+    assert results["trials"] == 435
+    assert results["targets"] == 60
+    assert results["dimension"] == 16
+    assert results["embeddings"] == str(inputs / "e.npz")
+    assert results["trials_file"] == str(inputs / "list.txt")
+
+    listed = [line.split() for line in (inputs / "list.txt").read_text().splitlines()]
+    written = [line.split() for line in (output / "scores.txt").read_text().splitlines()]
+    assert [line[:2] for line in written] == [line[1:] for line in listed]
+    scores = [float(line[2]) for line in written]
+    fpr, tpr, _ = roc_curve([int(line[0]) for line in listed], scores, drop_intermediate=False)
+    nearest = np.argmin(np.abs(fpr + tpr - 1))
+    low, high = sorted([fpr[nearest], 1 - tpr[nearest]])
+    assert 100 * low - 1e-9 <= results["eer_percent"] <= 100 * high + 1e-9
+    assert results["min_dcf_0.05"] == pytest.approx(np.min(0.05 * (1 - tpr) + 0.95 * fpr) / 0.05)
+    assert results["min_dcf_0.01"] == pytest.approx(np.min(0.01 * (1 - tpr) + 0.99 * fpr) / 0.01)
+    for name in ("det.png", "histogram.png"):
+        assert min(Image.open(output / name).size) > 500
+
+
+def test_command_says_what_it_wrote(inputs):
+    done = command(f"--embeddings={inputs}/e.npz", f"--trials={inputs}/list.txt", f"--output={inputs}/out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((inputs / "out" / "results.json").read_text())
+    assert f"{results['eer_percent']:.2f} %" in done.stdout
+    assert "435 (60 target)" in done.stdout
+    for name in ("scores.txt", "results.json", "det.png", "histogram.png"):
+        assert str(inputs / "out" / name) in done.stdout
+        assert (inputs / "out" / name).is_file()
+
+
+def test_command_without_a_flag_fails_in_one_line(inputs):
+    done = command(f"--embeddings={inputs}/e.npz", f"--output={inputs}/out")
+    assert done.returncode == 2
+    assert "--trials" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_command_with_an_unknown_utterance_fails_in_one_line(inputs):
+    with (inputs / "list.txt").open("a") as file:
+        file.write("0 wav/id9/0.wav wav/id0/0.wav\n")
+    done = command(f"--embeddings={inputs}/e.npz", f"--trials={inputs}/list.txt", f"--output={inputs}/out")
+    assert done.returncode == 2
+    assert "1 of 436 trials name utterances without an embedding" in done.stderr
+    assert "line 436 'wav/id9/0.wav'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (inputs / "out").exists()
+
+
+def test_output_that_is_a_file(inputs):
+    (inputs / "out").write_text("")
+    with pytest.raises(UserError, match="cannot write into --output="):
+        score(inputs / "e.npz", inputs / "list.txt", inputs / "out")
+
+
+def test_importing_defines_no_flags():
+    assert module.__name__ not in flags.FLAGS.flags_by_module_dict()
