@@ -1,7 +1,7 @@
 """The terms of the SDPN objective (arXiv 2308.02774), pure functions of arrays, computed in float32 or wider.
 
-B utterances, G global and V local views, K prototypes, P projection size, D embedding size. Every mean is over the whole
-arrays given; under `jax.jit` with sharded arrays that is the global batch.
+B utterances, G global and V local views, K prototypes, P projection size, D embedding size. Every mean is over the
+whole arrays given; under `jax.jit` with sharded arrays that is the global batch.
 """
 
 import jax
@@ -29,7 +29,7 @@ def softmax_targets(cosines, temperature: float, sharpening: float):
 
 
 def sinkhorn_targets(cosines, temperature: float, sharpening: float, iterations: int):
-    """Sharpened targets [N, K] made to use all prototypes equally: Sinkhorn-Knopp (Cuturi 2013; SwAV, arXiv 2006.09882).
+    """Sharpened targets [N, K] made to use all prototypes equally (Sinkhorn-Knopp, as in SwAV, arXiv 2006.09882).
 
     Each iteration gives every prototype the same total, then every sample the total 1. In the log domain, so that no
     row or column can underflow to an empty one. N samples of the global batch; no gradient.

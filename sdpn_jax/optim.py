@@ -65,4 +65,6 @@ def sgd(
         optax.trace(momentum),
         optax.scale_by_learning_rate(lambda step: prototype_multiplier * learning_rate(step)),
     )
-    return optax.partition({"network": network, "prototypes": prototypes}, {"network": "network", "prototypes": "prototypes"})
+    return optax.partition(
+        {"network": network, "prototypes": prototypes}, {"network": "network", "prototypes": "prototypes"}
+    )

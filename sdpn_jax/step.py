@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sdpn_jax import losses, optim
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import Network, initial_variables
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Objective:
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
-    targets: str = "softmax"  # or "sinkhorn"
+    targets: str = "centred"  # or "softmax", "sinkhorn"
+    centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
     me_max_weight: float = 1.0
     diversity_weight: float = 0.1
@@ -32,24 +33,23 @@ class TrainState(flax.struct.PyTreeNode):
     student: dict
     teacher: dict
     prototypes: jax.Array
+    centre: jax.Array  # [K] running mean of the teacher's cosines, used by centred targets
     opt_state: optax.OptState
 
 
-def init_state(network: Network, num_prototypes: int, optimizer, mel_bins: int, key) -> TrainState:
-    """A new run: the teacher starts as a copy of the student, prototypes uniform(-1/sqrt(P), 1/sqrt(P)) as 1/16."""
-    key_network, key_prototypes = jax.random.split(key)
-    student = network.init(key_network, jnp.zeros((2, 32, mel_bins)), True)
+def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A new run: the teacher starts as a copy of the student, prototypes uniform in +-1/sqrt(P) (1/16 at P = 256)."""
+    student = initial_variables(network, seed)
     bound = network.projection_size**-0.5
-    prototypes = jax.random.uniform(
-        key_prototypes, (num_prototypes, network.projection_size), minval=-bound, maxval=bound
-    )
-    opt_state = optimizer.init({"network": student["params"], "prototypes": prototypes})
+    shape = (num_prototypes, network.projection_size)
+    prototypes = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), 1), shape, minval=-bound, maxval=bound)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,
         teacher=jax.tree.map(jnp.copy, student),
         prototypes=prototypes,
-        opt_state=opt_state,
+        centre=jnp.zeros(num_prototypes),
+        opt_state=optimizer.init({"network": student["params"], "prototypes": prototypes}),
     )
 
 
@@ -62,25 +62,37 @@ def forward(network: Network, variables: dict, views):
     return split(embedding), split(projection), updated["batch_stats"]
 
 
-def teacher_targets(projection, prototypes, objective: Objective):
-    """What the student must predict: projection [B, G, P] of the global views -> targets [B, G, K], no gradient."""
-    cosines = losses.cosine_logits(projection, prototypes)
+def teacher_targets(projection, prototypes, centre, objective: Objective):
+    """What the student must predict: projection [B, G, P] of the global views -> targets [B, G, K], no gradient.
+
+    Also returns the centre [K] of the next step: centred targets subtract a running mean of the cosines before the
+    softmax, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4), so that no prototype can win for every utterance.
+    """
+    cosines = jax.lax.stop_gradient(losses.cosine_logits(projection, prototypes))
     flat = cosines.reshape(-1, cosines.shape[-1])
+    momentum = objective.centre_momentum
+    next_centre = momentum * centre + (1 - momentum) * flat.mean(0)
     temperature, sharpening = objective.student_temperature, objective.sharpening
     if objective.targets == "sinkhorn":
         targets = losses.sinkhorn_targets(flat, temperature, sharpening, objective.sinkhorn_iterations)
+    elif objective.targets == "centred":
+        targets = losses.softmax_targets(flat - centre, temperature, sharpening)
     else:
         targets = losses.softmax_targets(flat, temperature, sharpening)
-    return targets.reshape(cosines.shape)
+    return targets.reshape(cosines.shape), next_centre
 
 
 def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     objective: Objective,
+    learning_rate: optax.Schedule,
     teacher_momentum: optax.Schedule,
 ) -> Callable:
-    """The step as a pure function of (state, {"global": [B, G, Tg, F], "local": [B, V, Tl, F]} log-mel views)."""
+    """The step as a pure function of (state, {"global": [B, G, Tg, F], "local": [B, V, Tl, F]} log-mel views).
+
+    `learning_rate` is the optimizer's own schedule, for the metrics alone.
+    """
 
     def loss_fn(params, state: TrainState, local_views, targets):
         variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
@@ -102,17 +114,19 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         _, projection, teacher_stats = forward(network, state.teacher, batch["global"])
-        targets = teacher_targets(projection, state.prototypes, objective)
+        targets, centre = teacher_targets(projection, state.prototypes, state.centre, objective)
 
         params = {"network": state.student["params"], "prototypes": state.prototypes}
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (terms, embedding, log_p, student_stats)), gradients = gradient_fn(params, state, batch["local"], targets)
+        (loss, (terms, embedding, log_p, student_stats)), gradients = gradient_fn(
+            params, state, batch["local"], targets
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         params = optax.apply_updates(params, updates)
 
         momentum = teacher_momentum(state.step)
         teacher_params = optim.ema(state.teacher["params"], params["network"], momentum)
-        metrics = {"loss": loss, **terms, "teacher_momentum": momentum}
+        metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
         metrics |= {"gradient_norm": optax.global_norm(gradients), "update_norm": optax.global_norm(updates)}
         return TrainState(
@@ -120,6 +134,7 @@ def make_train_step(
             student={"params": params["network"], "batch_stats": student_stats},
             teacher={"params": teacher_params, "batch_stats": teacher_stats},
             prototypes=params["prototypes"],
+            centre=centre,
             opt_state=opt_state,
         ), metrics
 

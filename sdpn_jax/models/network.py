@@ -1,12 +1,15 @@
 """Encoder and projection head together: what student and teacher both are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.head import ProjectionHead
+
+MEL_BINS = 80
 
 
 class Network(nn.Module):
@@ -37,3 +40,14 @@ class Network(nn.Module):
     def embed(self, log_mel, lengths=None):
         """Embeddings [B, D] with the running statistics; `lengths` [B] in frames for padded sequences."""
         return self.encoder(log_mel, False, lengths)
+
+
+def network_of(sizes: Mapping) -> Network:
+    """The network described by {"channels": ..., ..., "dtype": "float32" or "bfloat16"}, the fields of Network."""
+    return Network(**{**sizes, "channels": tuple(sizes["channels"]), "dtype": jnp.dtype(sizes["dtype"])})
+
+
+def initial_variables(network: Network, seed: int) -> dict:
+    """{"params", "batch_stats"} of a new network, float32, a function of the seed alone."""
+    shape = (2, 32, MEL_BINS)  # parameters depend on neither batch nor frames
+    return jax.jit(lambda key: network.init(key, jnp.zeros(shape), True))(jax.random.key(seed))

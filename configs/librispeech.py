@@ -1,0 +1,34 @@
+"""A small corpus of real speech on a CPU: an encoder of 128 channels, about ten minutes on two cores.
+
+    python -m sdpn_jax.data.prepare --input=librispeech/train --output=data/librispeech
+    python -m sdpn_jax.main --config=configs/librispeech.py --config.eval.input=librispeech \
+        --config.eval.trials="('librispeech/trials.txt',)"
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vox2
+
+
+def get_config() -> ConfigDict:
+    """vox2.py with a small encoder, a small batch and few steps."""
+    config = vox2.get_config()
+    config.workdir = "runs/librispeech"
+    config.data_dir = "data/librispeech"
+    config.workers = 0
+
+    config.batch_size = 32
+    config.num_epochs = 0
+    config.num_steps = 500
+    config.warmup_epochs = 0
+    config.warmup_steps = 70
+    config.learning_rate = 0.8  # 0.1 at a batch of 32
+    config.ema_momentum = 0.99
+
+    config.model.channels = (128, 128, 128, 128, 384)
+    config.model.dtype = "float32"
+
+    config.log_every = 20
+    config.checkpoint_every = 100
+    config.eval.every_steps = 100
+    return config

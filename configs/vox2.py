@@ -1,0 +1,69 @@
+"""SDPN on VoxCeleb2-dev as in the paper (arXiv 2308.02774): 1,092,009 utterances of 5,994 speakers, unlabelled."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The whole run; every other config changes fields of this one."""
+    config = ConfigDict()
+    config.workdir = "runs/vox2"  # checkpoints, logs and plots; --workdir overrides it
+    config.data_dir = "data/vox2"  # shards made by sdpn_jax.data.prepare
+    config.seed = 0  # of initialisation, shuffling and crops
+    config.demo = ConfigDict()  # empty: no demo
+    config.workers = 8  # processes that read ahead; 0: threads of this process
+
+    config.batch_size = 384  # utterances over all devices
+    config.num_epochs = 150  # passes over the data
+    config.num_steps = 0  # if not 0, replaces num_epochs
+    config.warmup_epochs = 10
+    config.warmup_steps = 0  # if not 0, replaces warmup_epochs
+
+    config.learning_rate = 0.4  # at a batch of 256, scaled with the batch size
+    config.final_learning_rate = 1e-5  # at the last step, not scaled
+    config.momentum = 0.9
+    config.weight_decay = 5e-5  # on tensors of two or more dimensions, not on prototypes
+    config.clip_norm = 3.0  # of every tensor's gradient on its own, not of prototypes; 0: off
+    config.prototype_multiplier = 1.0  # of the learning rate
+    config.ema_momentum = 0.996  # of the teacher at step 0, cosine to 1 at the end
+
+    config.num_prototypes = 1024
+    config.objective = objective = ConfigDict()
+    objective.targets = (
+        "centred"  # teacher's targets: "centred", "softmax" (the paper's letter) or "sinkhorn" (released)
+    )
+    objective.student_temperature = 0.1
+    objective.sharpening = 0.25  # T: targets are the softmax at student_temperature * T
+    objective.centre_momentum = 0.9  # of the running mean that "centred" subtracts
+    objective.sinkhorn_iterations = 3  # of "sinkhorn"
+    objective.me_max_weight = 1.0  # mean-entropy maximisation of the student's probabilities
+    objective.diversity_weight = 0.1  # KoLeo on the embeddings of each view group
+    objective.koleo_group = 0  # utterances among which KoLeo looks for neighbours; 0: the whole batch
+
+    config.views = views = ConfigDict()
+    views.global_count = 1
+    views.global_frames = 400  # of 10 ms
+    views.local_count = 4
+    views.local_frames = 200
+    views.mask_probability = 0.2  # of masking a local view
+    views.mask_max_frames = 9
+    views.mask_max_bins = 5
+    views.mask_value = "mean"  # "mean" of the mel bin, or "silence" (log of zero power, as the released code)
+
+    config.model = model = ConfigDict()
+    model.channels = (1024, 1024, 1024, 1024, 3072)
+    model.se_bottleneck = 128
+    model.attention = 128
+    model.embedding_size = 512
+    model.hidden_size = 2048  # of the projection head
+    model.projection_size = 256
+    model.dtype = "bfloat16"  # of convolutions and products; parameters, norms, losses and EMA are float32
+
+    config.log_every = 100  # steps
+    config.checkpoint_every = 1000  # steps, a multiple of log_every
+    config.keep_checkpoints = 3  # the newest ones
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.input = ""  # audio folder or shards that the trial lists speak of
+    evaluation.trials = ()  # trial lists; none: no evaluation while training
+    evaluation.every_steps = 10000
+    return config

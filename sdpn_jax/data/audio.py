@@ -1,0 +1,151 @@
+"""Finding utterances and decoding them: any audio file -> 16 kHz mono float32, or the reason why not."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+from sdpn_jax.errors import UserError
+
+SAMPLE_RATE = 16000  # Hz
+MIN_SECONDS = 0.1
+SILENCE_PEAK = 1e-4  # of full scale, after removing the mean: below it a recording counts as silent
+EXTENSIONS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac"))
+
+
+class AudioError(Exception):
+    """Why a file cannot be used; such files are skipped and listed."""
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """The recording as float32 [N] in [-1, 1], mono (mean of the channels), 16 kHz.
+
+    WAV, FLAC, OGG and MP3 through libsndfile, M4A, AAC and MP4 through FFmpeg. Raises AudioError for a file that is
+    missing, unreadable, empty, shorter than 0.1 s, silent, or holds NaN or infinite samples.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise AudioError("empty file")
+        samples, rate = _decode(path)
+    except OSError as error:
+        raise AudioError(error.strerror or "cannot be opened") from error
+    if not len(samples):
+        raise AudioError("no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError("NaN or infinite samples")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    if len(mono) < MIN_SECONDS * SAMPLE_RATE:
+        raise AudioError(f"shorter than {MIN_SECONDS} s")
+    if np.abs(mono - mono.mean()).max() < SILENCE_PEAK:
+        raise AudioError("silent")
+    return mono
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int]:
+    """(samples float32 [N, channels], rate in Hz)."""
+    if path.suffix.lower() in (".m4a", ".mp4", ".aac"):
+        return _decode_ffmpeg(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            if 0 < file.frames < 2**62 and len(samples) < file.frames:
+                raise AudioError(f"truncated: {len(samples)} of {file.frames} samples")
+            return samples, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"unreadable: {error.error_string}") from error
+
+
+def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise AudioError("no audio in it")
+            rate = container.streams.audio[0].rate
+            to_planar_float = av.AudioResampler(format="fltp")
+            blocks = [
+                block.to_ndarray().T for frame in container.decode(audio=0) for block in to_planar_float.resample(frame)
+            ]
+    except av.FFmpegError as error:
+        raise AudioError(f"unreadable: {error.strerror}") from error
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32), rate
+
+
+def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
+    """(utterance id, path) of every recording of `source`, sorted by id.
+
+    A folder: all audio files below it, ids their paths relative to it with '/' and extension, as VoxCeleb's trial lists
+    write them. A text file: a path on each line (relative: to the list's folder), ids relative to the folder that all
+    have in common. A Kaldi `wav.scp`: `id path` on each line. Raises UserError when it is missing, empty or malformed.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = [(path.relative_to(source).as_posix(), path) for path in _audio_files(source)]
+    elif source.is_file():
+        found = _read_scp(source) if source.suffix == ".scp" else _read_list(source)
+    else:
+        raise UserError(f"{source} does not exist: give a folder of audio, a text file of paths, or a wav.scp")
+    if not found:
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise UserError(f"no recordings in {source}: looked for files ending in {kinds}" if source.is_dir()
+                        else f"{source} is empty: expected one recording on each line")  # fmt: skip
+    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: {len(twice)} utterance ids are there twice, first {twice[0]!r}: make them unique")
+    return sorted(found)
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    """All audio files below a folder, hidden ones left out; links to folders are followed, each folder once."""
+    seen, found = set(), []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(parent, name)
+            for name in sorted(files)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    return found
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file: give a list of paths, a wav.scp, or a folder") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _read_scp(path: Path) -> list[tuple[str, Path]]:
+    found = []
+    for number, line in _lines(path):
+        name, _, location = line.partition(" ")
+        location = location.strip()
+        if not location:
+            raise UserError(f"{path}, line {number}: expected 'id path', found {line!r}")
+        if location.endswith("|"):
+            raise UserError(
+                f"{path}, line {number}: a command ({location!r}); write its output to files and name those"
+            )
+        found.append((name, path.parent / location))
+    return found
+
+
+def _read_list(path: Path) -> list[tuple[str, Path]]:
+    paths = [path.parent / line for _, line in _lines(path)]
+    if not paths:
+        return []
+    absolute = [os.path.abspath(p) for p in paths]
+    common = os.path.commonpath([os.path.dirname(p) for p in absolute])
+    return [(Path(p).relative_to(common).as_posix(), Path(p)) for p in absolute]

@@ -1,0 +1,137 @@
+"""Noise and reverberation for the local views, on waveforms, in the proportions of the SDPN recipe."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+from absl import logging
+
+from sdpn_jax.data import audio
+from sdpn_jax.errors import UserError
+
+SNR_DB = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}  # MUSAN's types
+REVERB_GAIN_DB = (-7.0, 3.0)
+SYNTHETIC_RT60_S = (0.15, 0.7)
+SYNTHETIC_DIRECT_DB = (-3.0, 12.0)  # direct sound over reverberation
+NOISE_EXPONENT = (0.0, 2.0)  # of 1 / f^a: white to brown
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where noise and room impulse responses come from; empty means that they are made up.
+
+    noises: {"noise" | "speech" | "music": files}, rirs: files.
+    """
+
+    noises: dict[str, list[Path]] = field(default_factory=dict)
+    rirs: list[Path] = field(default_factory=list)
+
+
+def find_sources(noise: str | Path | None, rirs: str | Path | None) -> Sources:
+    """The usable files of a noise folder and of a folder of room impulse responses (None: none).
+
+    A noise folder with subfolders noise, speech or music (as MUSAN) gives these types, any other is all "noise".
+    Raises UserError when a folder holds nothing usable.
+    """
+    noises = {}
+    if noise:
+        types = [name for name in SNR_DB if (Path(noise) / name).is_dir()]
+        noises = {name: _usable(Path(noise) / name) for name in types} or {"noise": _usable(noise)}
+    return Sources(noises, _usable(rirs) if rirs else [])
+
+
+def _usable(folder: str | Path) -> list[Path]:
+    paths, bad = [], 0
+    for _, path in audio.find_utterances(folder):
+        try:
+            audio.read_audio(path)
+            paths.append(path)
+        except audio.AudioError as error:
+            bad += 1
+            logging.warning("%s is left out: %s", path, error)
+    if not paths:
+        raise UserError(f"none of the {bad} files in {folder} can be used")
+    return paths
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path) -> np.ndarray:
+    return audio.read_audio(path)
+
+
+def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """A noisy or reverberant version of a waveform [N], and which: "none", "reverb", "noise" or "reverb+noise".
+
+    None with probability 1/6; with 1/2 one of reverb (25 %) and noise (75 %); with 1/3 reverb, then noise.
+    """
+    draw = rng.random()
+    if draw < 1 / 6:
+        return waveform, "none"
+    if draw < 4 / 6:
+        if rng.random() < 0.25:
+            return add_reverb(waveform, sources, rng), "reverb"
+        return add_noise(waveform, sources, rng), "noise"
+    return add_noise(add_reverb(waveform, sources, rng), sources, rng), "reverb+noise"
+
+
+def add_reverb(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
+    """The waveform in a room, [N]: convolved with an impulse response of unit energy, gain uniform in -7..3 dB."""
+    if sources.rirs:
+        rir = _read(sources.rirs[rng.integers(len(sources.rirs))])
+    else:
+        rir = synthetic_rir(rng.uniform(*SYNTHETIC_RT60_S), rng)
+    gain = 10 ** (rng.uniform(*REVERB_GAIN_DB) / 20)
+    return (gain * convolve_rir(waveform, rir)).astype(np.float32)
+
+
+def convolve_rir(waveform: np.ndarray, rir: np.ndarray) -> np.ndarray:
+    """waveform [N] * rir / |rir|, cut to [N], the strongest tap of the response (the direct path) at no delay."""
+    direct = int(np.argmax(np.abs(rir)))
+    wet = scipy.signal.fftconvolve(waveform, rir / np.sqrt(np.sum(np.square(rir))))
+    return wet[direct : direct + len(waveform)]
+
+
+def add_noise(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
+    """The waveform plus noise of a random type at that type's SNR, [N]; power is the mean over the utterance."""
+    if sources.noises:
+        kind = sorted(sources.noises)[rng.integers(len(sources.noises))]
+        files = sources.noises[kind]
+        noise = fit_length(_read(files[rng.integers(len(files))]), len(waveform), rng)
+    else:
+        kind, noise = "noise", coloured_noise(len(waveform), rng.uniform(*NOISE_EXPONENT), rng)
+    return mix(waveform, noise, rng.uniform(*SNR_DB[kind]))
+
+
+def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """waveform + noise, both [N], the noise scaled to `snr_db`; a stretch of digital silence adds nothing."""
+    noise_power = np.mean(np.square(noise), dtype=np.float64)
+    if noise_power == 0:
+        return waveform
+    power = np.mean(np.square(waveform), dtype=np.float64)
+    return (waveform + np.sqrt(power / noise_power / 10 ** (snr_db / 10)) * noise).astype(np.float32)
+
+
+def fit_length(noise: np.ndarray, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """A random stretch of `num_samples` samples; a shorter noise is repeated, from a random place on."""
+    if len(noise) >= num_samples:
+        start = rng.integers(len(noise) - num_samples + 1)
+        return noise[start : start + num_samples]
+    return np.resize(np.roll(noise, -rng.integers(len(noise))), num_samples)
+
+
+def coloured_noise(num_samples: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise [N] with power spectrum 1 / f^exponent: 0 white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
+    frequency = np.arange(len(spectrum), dtype=np.float64)
+    frequency[0] = np.inf  # no DC
+    return np.fft.irfft(spectrum * frequency ** (-exponent / 2), num_samples).astype(np.float32)
+
+
+def synthetic_rir(rt60: float, rng: np.random.Generator) -> np.ndarray:
+    """A direct path followed by Gaussian noise whose energy falls by 60 dB in `rt60` seconds, 16 kHz."""
+    time = np.arange(1, int(rt60 * audio.SAMPLE_RATE)) / audio.SAMPLE_RATE
+    tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
+    direct = np.sqrt(np.sum(np.square(tail))) * 10 ** (rng.uniform(*SYNTHETIC_DIRECT_DB) / 20)
+    return np.concatenate([[direct], tail]).astype(np.float32)

@@ -1,0 +1,105 @@
+"""Log-mel features: what SDPN's encoder hears, and how silence after an utterance looks in them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import librosa
+import numpy as np
+import scipy.fft
+import scipy.signal
+
+TAIL_FRAMES = 3  # frames that see both the utterance's last samples and the silence after it
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """The features' definition; shards carry it, and training refuses shards made with another."""
+
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples
+    window: int = 400  # samples, periodic Hann, centred in n_fft
+    hop: int = 160  # samples
+    mel_bins: int = 80
+    fmin_hz: float = 0.0
+    fmax_hz: float = 8000.0
+    floor: float = 1e-6  # added to the power before the log
+
+
+DEFAULT = FeatureSettings()
+
+
+def mel_power(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+    """Mel power spectrogram of a waveform [N] at settings.sample_rate: float32 [T, F], T = 1 + N // hop.
+
+    Centred frames with reflect padding, librosa's filterbank on the HTK scale without Slaney normalisation.
+    """
+    half = settings.n_fft // 2
+    return _power_of_frames(np.pad(np.asarray(waveform, np.float32), half, mode="reflect"), settings)
+
+
+def log_mel(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+    """log(mel_power + floor) of a waveform [N]: float32 [T, F]."""
+    return np.log(mel_power(waveform, settings) + np.float32(settings.floor))
+
+
+def tail_start(num_samples: int, settings: FeatureSettings = DEFAULT) -> int:
+    """The first frame that reaches past the end of a waveform of `num_samples` samples.
+
+    Frame t covers the samples from t hop - window / 2 to t hop + window / 2.
+    """
+    return max(0, (num_samples - settings.window // 2) // settings.hop + 1)
+
+
+def silence_tail(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+    """The frames from `tail_start` on of the waveform followed by silence, float32 [TAIL_FRAMES, F].
+
+    All later frames are log(floor). Frames before it do not see the end: they are those of `log_mel`.
+    """
+    first, half = tail_start(len(waveform), settings), settings.n_fft // 2
+    # Only the end of a long waveform is needed; a short one keeps its reflected start.
+    skipped = max(0, first - 2 * half // settings.hop) * settings.hop
+    end = np.asarray(waveform[skipped:], np.float32)
+    silence = np.zeros((TAIL_FRAMES + 1) * settings.hop + settings.n_fft, np.float32)
+    padded = np.pad(np.concatenate([end, silence]), (half, 0), mode="reflect")
+    power = _power_of_frames(padded, settings)
+    wanted = first - skipped // settings.hop
+    return np.log(power[wanted : wanted + TAIL_FRAMES] + np.float32(settings.floor))
+
+
+def pad_with_silence(
+    log_mel: np.ndarray, tail: np.ndarray, num_samples: int, frames: int, settings: FeatureSettings = DEFAULT
+) -> np.ndarray:
+    """The first `frames` frames of the log-mel of an utterance whose waveform is followed by silence: [frames, F].
+
+    log_mel [T, F] and tail [TAIL_FRAMES, F] as `log_mel` and `silence_tail` give them for its `num_samples` samples.
+    """
+    padded = np.full((frames, log_mel.shape[1]), np.log(settings.floor), log_mel.dtype)
+    seen = np.concatenate([log_mel[: tail_start(num_samples, settings)], tail])[:frames]
+    padded[: len(seen)] = seen
+    return padded
+
+
+def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Mel power of every whole frame of n_fft samples, [T, F]."""
+    window, filterbank = _window_and_filterbank(settings)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
+    spectrum = scipy.fft.rfft(frames * window, axis=-1)
+    return (spectrum.real**2 + spectrum.imag**2) @ filterbank
+
+
+@lru_cache
+def _window_and_filterbank(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The window in the middle of n_fft zeros [n_fft], and the mel filterbank [n_fft // 2 + 1, F], float32."""
+    window = scipy.signal.get_window("hann", settings.window, fftbins=True)
+    side = (settings.n_fft - settings.window) // 2
+    window = np.pad(window, (side, settings.n_fft - settings.window - side))
+    filterbank = librosa.filters.mel(
+        sr=settings.sample_rate,
+        n_fft=settings.n_fft,
+        n_mels=settings.mel_bins,
+        fmin=settings.fmin_hz,
+        fmax=settings.fmax_hz,
+        htk=True,
+        norm=None,
+    )
+    return window.astype(np.float32), np.ascontiguousarray(filterbank.T, np.float32)

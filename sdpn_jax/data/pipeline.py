@@ -1,0 +1,136 @@
+"""Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from sdpn_jax.data import features, records
+from sdpn_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is cut from an utterance: how many views of how many frames (10 ms), and the masking of the local ones."""
+
+    global_count: int = 1
+    global_frames: int = 400
+    local_count: int = 4
+    local_frames: int = 200
+    mask_probability: float = 0.2
+    mask_max_frames: int = 9
+    mask_max_bins: int = 5
+    mask_value: str = "mean"  # of the band over the view; or "silence": log of zero power, as the released code does
+
+
+def crop(utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """A random stretch of `frames` frames of one version, [frames, F] float16.
+
+    An utterance shorter than the view is padded at its end exactly as if its waveform had been padded with silence.
+    """
+    log_mel = utterance.log_mel[version]
+    if utterance.num_samples < frames * features.DEFAULT.hop:
+        return features.pad_with_silence(log_mel, utterance.tail[version], utterance.num_samples, frames)
+    start = rng.integers(len(log_mel) - frames + 1)
+    return log_mel[start : start + frames]
+
+
+def mask(log_mel: np.ndarray, views: Views, rng: np.random.Generator) -> np.ndarray:
+    """With probability `mask_probability` hides one stretch of frames and one of mel bins, [T, F] -> [T, F].
+
+    Both widths are uniform from 0 to their maximum. Hidden values become the mel bin's mean over the view, which the
+    instance norm turns into 0, or with "silence" log(floor).
+    """
+    if rng.random() >= views.mask_probability:
+        return log_mel
+    masked = log_mel.copy()
+    if views.mask_value == "mean":
+        fill = log_mel.mean(0, dtype=np.float32).astype(log_mel.dtype)
+    else:
+        fill = np.full(log_mel.shape[1], np.log(features.DEFAULT.floor), log_mel.dtype)
+    first, width = _stretch(len(log_mel), views.mask_max_frames, rng)
+    masked[first : first + width] = fill
+    first, width = _stretch(log_mel.shape[1], views.mask_max_bins, rng)
+    masked[:, first : first + width] = fill[first : first + width]
+    return masked
+
+
+def _stretch(length: int, max_width: int, rng: np.random.Generator) -> tuple[int, int]:
+    width = int(rng.integers(min(max_width, length) + 1))
+    return int(rng.integers(length - width + 1)), width
+
+
+def make_views(utterance: records.Utterance, views: Views, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """{"global": [G, Tg, F] clean, "local": [V, Tl, F] each from a random augmented version}, float16 log-mel."""
+    versions = len(utterance.log_mel)
+    clean = [crop(utterance, 0, views.global_frames, rng) for _ in range(views.global_count)]
+    local = []
+    for _ in range(views.local_count):
+        version = int(rng.integers(1, versions)) if versions > 1 else 0
+        local.append(mask(crop(utterance, version, views.local_frames, rng), views, rng))
+    return {"global": np.stack(clean), "local": np.stack(local)}
+
+
+@dataclass(frozen=True)
+class _LoadViews(grain.transforms.RandomMap):
+    views: Views
+
+    def random_map(self, record: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return make_views(records.decode(record), self.views, rng)
+
+
+def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
+    """Whole batches in one pass over the data.
+
+    Raises UserError when there is not even one.
+    """
+    if num_utterances < batch_size:
+        raise UserError(f"batch_size={batch_size} is more than the {num_utterances} prepared utterances: lower it")
+    return num_utterances // batch_size
+
+
+def dataset(
+    directory: str | Path,
+    batch_size: int,
+    seed: int,
+    views: Views,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], "local": [b, V, Tl, F]}.
+
+    b = batch_size / process_count. Every epoch has its own order, and no utterance is twice in a batch.
+    """
+    source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
+    in_epoch = steps_per_epoch(len(source), batch_size) * batch_size
+    shares = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .slice(slice(0, in_epoch))
+        .random_map(_LoadViews(views))
+        .batch(batch_size // process_count)
+        .repeat()
+    )
+    return shares.slice(slice(process_index, None, process_count))
+
+
+def batches(
+    directory: str | Path,
+    batch_size: int,
+    seed: int,
+    views: Views,
+    first_step: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of steps first_step, first_step + 1, ... without end; `workers` processes read ahead (0: threads)."""
+    shares = dataset(directory, batch_size, seed, views, process_index, process_count)
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
+    if workers:
+        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(iterator)

@@ -1,0 +1,119 @@
+"""The shard format: one ArrayRecord record per utterance, and the metadata beside the shards.
+
+A record is a little-endian header, the id in UTF-8, zeros up to a multiple of 8 bytes, then two float16 arrays.
+"""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from sdpn_jax.data.features import TAIL_FRAMES, FeatureSettings
+from sdpn_jax.errors import UserError
+
+MAGIC = b"SDPN"
+VERSION = 1
+HEADER = struct.Struct("<4sHHIIIQ")  # magic, version, log-mel versions, id bytes, frames, mel bins, samples
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one record is one random read; float16 log-mel hardly compresses
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance: log_mel float16 [1 + A, T, F], the clean version first; tail float16 [1 + A, TAIL_FRAMES, F].
+
+    `tail` is features.silence_tail of each version, `num_samples` the length of the waveform.
+    """
+
+    id: str
+    num_samples: int
+    log_mel: np.ndarray
+    tail: np.ndarray
+
+
+def encode(utterance: Utterance) -> bytes:
+    """The bytes of one record."""
+    name = utterance.id.encode("utf-8", "surrogateescape")
+    versions, frames, bins = utterance.log_mel.shape
+    head = HEADER.pack(MAGIC, VERSION, versions, len(name), frames, bins, utterance.num_samples) + name
+    arrays = [np.ascontiguousarray(a, "<f2").tobytes() for a in (utterance.log_mel, utterance.tail)]
+    return head + bytes(-len(head) % 8) + b"".join(arrays)
+
+
+def decode(record: bytes) -> Utterance:
+    """The utterance of one record, its arrays read-only views of these bytes.
+
+    Raises UserError for bytes of another format or version, or of the wrong length.
+    """
+    if len(record) < HEADER.size or record[:4] != MAGIC:
+        raise UserError("a record is not of this project's format: make the shards again with sdpn_jax.data.prepare")
+    _, version, versions, name_bytes, frames, bins, num_samples = HEADER.unpack_from(record)
+    if version != VERSION:
+        raise UserError(f"a record has format version {version}, this program reads {VERSION}: make the shards again")
+    start = HEADER.size + name_bytes
+    start += -start % 8
+    sizes = versions * frames * bins, versions * TAIL_FRAMES * bins
+    if len(record) != start + 2 * sum(sizes):
+        raise UserError(f"a record is damaged: {len(record)} bytes instead of {start + 2 * sum(sizes)}")
+    values = np.frombuffer(record, "<f2", offset=start)
+    return Utterance(
+        id=record[HEADER.size : HEADER.size + name_bytes].decode("utf-8", "surrogateescape"),
+        num_samples=num_samples,
+        log_mel=values[: sizes[0]].reshape(versions, frames, bins),
+        tail=values[sizes[0] :].reshape(versions, TAIL_FRAMES, bins),
+    )
+
+
+def read_metadata(directory: str | Path) -> dict:
+    """The metadata.json of a folder of shards.
+
+    Raises UserError when there is none, or when its features are not those of this program.
+    """
+    path = Path(directory) / "metadata.json"
+    if not path.exists():
+        raise UserError(
+            f"no prepared shards in {directory} (metadata.json is missing): make them with "
+            f"python -m sdpn_jax.data.prepare --input=FOLDER_OF_AUDIO --output={directory}"
+        )
+    try:
+        metadata = json.loads(path.read_text())
+        theirs = metadata["features"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): run sdpn_jax.data.prepare again") from error
+    for field, ours in dataclasses.asdict(FeatureSettings()).items():
+        if theirs.get(field) != ours:
+            raise UserError(
+                f"{path}: the shards were made with {field}={theirs.get(field)}, training needs {field}={ours}: "
+                "prepare them again"
+            )
+    if metadata.get("format_version") != VERSION:
+        raise UserError(
+            f"{path}: format version {metadata.get('format_version')}, this program reads {VERSION}: prepare them again"
+        )
+    return metadata
+
+
+def shard_paths(directory: str | Path) -> list[str]:
+    """The shards named in metadata.json, in order.
+
+    Raises UserError when one is missing.
+    """
+    paths = [Path(directory) / name for name in read_metadata(directory)["shards"]]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}: run prepare again")
+    return [str(path) for path in paths]
+
+
+def read_shard(path: str | Path) -> Iterator[bytes]:
+    """The records of one shard, in order."""
+    reader = ArrayRecordReader(str(path))
+    try:
+        for i in range(reader.num_records()):
+            yield reader.read([i])[0]
+    finally:
+        reader.close()

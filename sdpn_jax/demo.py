@@ -1,0 +1,87 @@
+"""The whole road on synthetic speech: corpus, shards, training, embeddings, EER; then the commands for own data."""
+
+import json
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from sdpn_jax import train
+from sdpn_jax.data import prepare, synthetic
+from sdpn_jax.eval import export, score
+
+SYSTEMS = ("statistics", "untrained", "teacher")
+
+
+def run(config: ConfigDict, workdir: str | Path) -> dict:
+    """Does every stage under `workdir`, reusing what is there; prints a closing table and returns the results.
+
+    <workdir>/results.json holds `eer_<system>_percent` for mean and standard deviation of log-mel ("statistics"), the
+    untrained encoder and the trained teacher ("trained").
+    """
+    workdir = Path(workdir)
+    corpus, shards = workdir / "corpus", workdir / "shards"
+
+    _announce("1/4", "speaking", f"{config.demo.train_speakers} synthetic speakers for training, unlabelled, "
+              f"and {config.demo.test_speakers} others for the test")  # fmt: skip
+    synthetic.make_corpus(corpus, seed=config.seed, **config.demo)
+
+    _announce("2/4", "preparing", "log-mel features, clean and augmented, into shards")
+    if not (shards / "metadata.json").exists():
+        prepare.prepare(corpus / "train", shards, augmentations=4, seed=config.seed)
+    config.data_dir = str(shards)
+    config.eval.input = str(corpus / "test")
+    config.eval.trials = (str(corpus / "trials.txt"),)
+
+    _announce("3/4", "training", "student and teacher, without a single label; the EER below is watched, not used")
+    train.train_and_evaluate(config, workdir)
+
+    _announce("4/4", "scoring", "embeddings of the test speakers, and the equal error rate on all pairs")
+    results = {}
+    for system in SYSTEMS:
+        export.export(corpus / "test", workdir / "scores" / f"{system}.npz", workdir, system)
+        scored = score.score(workdir / "scores" / f"{system}.npz", corpus / "trials.txt", workdir / "scores" / system)
+        name = "trained" if system == "teacher" else system
+        results[f"eer_{name}_percent"] = scored["eer_percent"]
+        results[f"min_dcf_0.05_{name}"] = scored["min_dcf_0.05"]
+    results |= {"trials": scored["trials"], "targets": scored["targets"]}
+    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(closing_words(results, workdir))
+    return results
+
+
+def closing_words(results: dict, workdir: Path) -> str:
+    """The closing table, where every file is, and what to type for own data."""
+    rows = [
+        ("mean and deviation of log-mel", "statistics"),
+        ("encoder, untrained", "untrained"),
+        ("encoder, trained", "trained"),
+    ]
+    table = "\n".join(
+        f"  {label:32s} {results[f'eer_{name}_percent']:6.2f} %   {results[f'min_dcf_0.05_{name}']:7.3f}"
+        for label, name in rows
+    )
+    return f"""
+Equal error rate on {results["trials"]} trials ({results["targets"]} of one speaker), lower is better
+  {"embedding":32s} {"EER":>8s}   minDCF(0.05)
+{table}
+
+What is where
+  {workdir}/corpus          the recordings and trials.txt
+  {workdir}/shards          prepared features
+  {workdir}/checkpoints     what a resumed run and the export read
+  {workdir}/training.png    losses, EER and signs of collapse over the steps
+  {workdir}/metrics.jsonl   the same as numbers; TensorBoard: tensorboard --logdir={workdir}
+  {workdir}/scores          embeddings (.npz), and per system det.png, histogram.png, scores.txt, results.json
+  {workdir}/results.json    the table above
+
+The same with your own recordings (a folder of WAV, FLAC, OGG, MP3 or M4A; no labels)
+  python -m sdpn_jax.data.prepare --input=RECORDINGS --output=data/mine [--noise=MUSAN --rirs=RIRS]
+  python -m sdpn_jax.main --config=configs/librispeech.py --config.data_dir=data/mine --workdir=runs/mine
+  python -m sdpn_jax.eval.export --workdir=runs/mine --input=OTHER_RECORDINGS --output=embeddings.npz
+  python -m sdpn_jax.eval.score --embeddings=embeddings.npz --trials=TRIALS.txt --output=scores   (lines: 1 a.wav b.wav)
+"""
+
+
+def _announce(number: str, what: str, detail: str) -> None:
+    logging.info("---- %s %s: %s", number, what, detail)

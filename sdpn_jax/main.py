@@ -1,0 +1,56 @@
+"""Trains SDPN: self-supervised speaker verification.
+
+python -m sdpn_jax.main --config=configs/librispeech.py --config.data_dir=shards [--workdir=DIR] [--config.FIELD=VALUE]
+"""
+
+import logging as pylogging
+import os
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from sdpn_jax import errors
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def use_huge_pages() -> None:
+    """Starts this process again with huge pages for large arrays, which glibc decides only at its start.
+
+    On CPUs a step spends a third of its time on page faults without them (1.23 s against 0.82 s for the encoder).
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def quiet_orbax() -> None:
+    """Lets only Orbax's warnings through: it says a dozen lines about every checkpoint."""
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno >= pylogging.WARNING or "orbax" not in record.pathname
+    )
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.INFO)
+    quiet_orbax()
+    from sdpn_jax import demo, train  # JAX starts here, after the flags have been read
+
+    config = FLAGS.config
+    workdir = FLAGS.workdir or config.workdir
+    if config.demo:
+        demo.run(config, workdir)
+    else:
+        train.train_and_evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    FLAGS = flags.FLAGS
+    config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config(), such as configs/librispeech.py; --config.FIELD=VALUE overrides."
+    )
+    flags.DEFINE_string("workdir", None, "Where the run goes; default: the config's workdir. A run there is resumed.")
+    flags.mark_flag_as_required("config")
+    errors.run(main)

@@ -1,0 +1,343 @@
+"""The training loop, readable from top to bottom: data, state, steps, logs, checkpoints, evaluation."""
+
+import contextlib
+import datetime
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from sdpn_jax import checkpoint, optim, sharding
+from sdpn_jax.data import pipeline, records
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import export, plots, scoring
+from sdpn_jax.models.network import network_of
+from sdpn_jax.step import Objective, TrainState, init_state, make_train_step
+
+# Fields that a resumed run may change: none of them changes what is computed at any step.
+FREE_FIELDS = ("workdir", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "eval", "demo")
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics."""
+    workdir = Path(workdir)
+    mesh = sharding.make_mesh()
+    num_utterances = check_config(config, mesh)
+    write_or_check_config(config, workdir)
+    is_first_process = jax.process_index() == 0
+
+    per_epoch = pipeline.steps_per_epoch(num_utterances, config.batch_size)
+    num_steps = config.num_steps or config.num_epochs * per_epoch
+    warmup_steps = config.warmup_steps or config.warmup_epochs * per_epoch
+    peak = config.learning_rate * config.batch_size / 256
+    learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
+    optimizer = optim.sgd(
+        learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.clip_norm,
+        config.prototype_multiplier,
+    )
+    teacher_momentum = optim.ema_momentum(config.ema_momentum, num_steps)
+    network = network_of(config.model)
+    objective = Objective(**config.objective)
+    train_step = jax.jit(
+        make_train_step(network, optimizer, objective, learning_rate, teacher_momentum),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+        donate_argnums=0,
+    )
+    init = jax.jit(
+        lambda: init_state(network, config.num_prototypes, optimizer, config.seed),
+        out_shardings=sharding.replicated(mesh),
+    )
+    state = init()
+    logging.info(
+        "parameters: encoder %s, head %s, prototypes %s",
+        *(f"{parameter_overview.count_parameters(part):,}" for part in parameter_groups(state)),
+    )
+    logging.info(
+        "%d utterances, %d steps an epoch, %d steps in all, %d devices (%s), learning rate up to %g",
+        num_utterances,
+        per_epoch,
+        num_steps,
+        mesh.size,
+        jax.devices()[0].device_kind,
+        peak,
+    )
+
+    checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
+    first_step = 0
+    if checkpoints.latest_step() is not None:
+        parts, first_step = checkpoint.restore(checkpoints, state_parts(state))
+        state = state_of(parts)
+        logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
+
+    writer = MetricsWriter(workdir, first_step) if is_first_process else None
+    evaluator = Evaluator(network, config.eval) if is_first_process and config.eval.trials else None
+    batches = pipeline.batches(
+        config.data_dir,
+        config.batch_size,
+        config.seed,
+        pipeline.Views(**config.views),
+        first_step,
+        config.workers,
+        jax.process_index(),
+        jax.process_count(),
+    )
+
+    if evaluator and first_step == 0:
+        writer.write(0, evaluator(state.teacher))
+    interval, timer = [], Timer()
+    with jax.transfer_guard("disallow"):
+        for step in range(first_step, num_steps):
+            with timer.waiting():
+                batch = sharding.put_batch(next(batches), mesh)
+            state, metrics = train_step(state, batch)
+            interval.append(metrics)
+            done = step + 1
+            if step == first_step:
+                jax.block_until_ready(metrics)
+                logging.info("compiled and first step done in %.0f s", timer.restart())
+            timer.steps += 1
+            stop_if_not_finite(interval, done, checkpoints)
+            if done % config.log_every == 0 or done == num_steps:
+                row = {name: float(np.mean(values)) for name, values in columns(jax.device_get(interval)).items()}
+                stop_if_not_finite(interval, done, checkpoints, everything=True)
+                interval = []
+                if is_first_process:
+                    writer.write(done, row)
+                    log_progress(done, num_steps, row, config.batch_size, timer)
+            if done % config.checkpoint_every == 0 or done == num_steps:
+                checkpoint.save(checkpoints, done, state_parts(state))
+            if evaluator and (done % config.eval.every_steps == 0 or done == num_steps):
+                with timer.paused():
+                    writer.write(done, evaluator(state.teacher))
+    checkpoints.wait_until_finished()
+    checkpoints.close()
+    if not is_first_process:
+        return {}
+    rows = writer.close()
+    if rows:
+        plots.plot_training(rows, workdir / "training.png")
+    logging.info(
+        "written in %s: checkpoints/, metrics.jsonl, training.png, and for TensorBoard event files (--logdir=%s)",
+        workdir,
+        workdir,
+    )
+    return rows[-1] if rows else {}
+
+
+def check_config(config: ConfigDict, mesh) -> int:
+    """The number of prepared utterances; raises UserError for values that cannot work, before anything is computed."""
+    sharding.check_batch_size(config.batch_size, mesh)
+    if config.objective.targets not in ("softmax", "centred", "sinkhorn"):
+        raise UserError(
+            f"objective.targets={config.objective.targets!r} is unknown: choose 'softmax', 'centred' or 'sinkhorn'"
+        )
+    if config.objective.koleo_group and config.batch_size % config.objective.koleo_group:
+        raise UserError(
+            f"objective.koleo_group={config.objective.koleo_group} does not divide batch_size={config.batch_size}"
+        )
+    if config.views.mask_value not in ("mean", "silence"):
+        raise UserError(f"views.mask_value={config.views.mask_value!r} is unknown: choose 'mean' or 'silence'")
+    if any(channels % 8 for channels in config.model.channels[1:-1]):
+        raise UserError(f"model.channels={tuple(config.model.channels)}: all but first and last must be multiples of 8")
+    if config.checkpoint_every % config.log_every:
+        raise UserError(
+            f"checkpoint_every={config.checkpoint_every} must be a multiple of log_every={config.log_every}, "
+            "so that the logged means of a resumed run have no seam"
+        )
+    if not config.num_steps and not config.num_epochs:
+        raise UserError("num_steps and num_epochs are both 0: set one of them")
+    if not config.data_dir:
+        raise UserError(
+            "data_dir is not set: prepare shards with python -m sdpn_jax.data.prepare and give --config.data_dir=FOLDER"
+        )
+    return records.read_metadata(config.data_dir)["utterances"]
+
+
+def write_or_check_config(config: ConfigDict, workdir: Path) -> None:
+    """Keeps the config in the workdir; raises UserError when a run with another one was started there."""
+    ours = json.loads(config.to_json())
+    theirs = checkpoint.read_config(workdir)
+    if theirs is not None:
+        for field in sorted(set(ours) | set(theirs)):
+            if field not in FREE_FIELDS and ours.get(field) != theirs.get(field):
+                raise UserError(
+                    f"{workdir} holds a run with {field}={theirs.get(field)}, this config has {ours.get(field)}: "
+                    "choose another --workdir, or delete that one to start anew"
+                )
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, ours)
+
+
+def parameter_groups(state: TrainState) -> tuple:
+    """What is learnt: the student's encoder, its head, the prototypes."""
+    return state.student["params"]["encoder"], state.student["params"]["head"], {"prototypes": state.prototypes}
+
+
+def state_parts(state: TrainState) -> dict:
+    """The parts that a checkpoint keeps apart, so that a network can be read without the rest."""
+    rest = {"step": state.step, "prototypes": state.prototypes, "centre": state.centre, "opt_state": state.opt_state}
+    return {"student": state.student, "teacher": state.teacher, "rest": rest}
+
+
+def state_of(parts: dict) -> TrainState:
+    """The state that `state_parts` took apart."""
+    return TrainState(student=parts["student"], teacher=parts["teacher"], **parts["rest"])
+
+
+def columns(rows: list[dict]) -> dict[str, list]:
+    """[{name: value}] -> {name: [values]}."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def stop_if_not_finite(interval: list[dict], done: int, checkpoints, everything: bool = False) -> None:
+    """Raises UserError when a loss term of a finished step is not finite.
+
+    Looks one step back, so that the device always has a step to work on; `everything` also looks at the newest.
+    """
+    for age in (2, 1) if everything else (2,):
+        if len(interval) < age:
+            continue
+        metrics = interval[-age]
+        loss = jax.device_get(metrics["loss"])
+        if not math.isfinite(loss):
+            terms = jax.device_get({name: metrics[name] for name in ("cross_entropy", "me_max", "diversity")})
+            culprits = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+            checkpoints.wait_until_finished()
+            raise UserError(
+                f"step {done - age + 1}: the loss is not finite ({culprits or loss}); nothing of it was saved, "
+                f"the newest checkpoint is of step {checkpoints.latest_step()}. Lower learning_rate or look at the data"
+            )
+
+
+class Timer:
+    """Speed since the first step, which compiles and does not count."""
+
+    def __init__(self):
+        self.started, self.waited, self.steps = time.time(), 0.0, 0
+
+    def restart(self) -> float:
+        """Starts anew, returns the seconds until now."""
+        elapsed = self.elapsed()
+        self.__init__()
+        return elapsed
+
+    def elapsed(self) -> float:
+        """Seconds, pauses not counted."""
+        return max(time.time() - self.started, 1e-9)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Counts the time inside as waiting for data."""
+        before = time.time()
+        yield
+        self.waited += time.time() - before
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Does not count the time inside."""
+        before = time.time()
+        yield
+        self.started += time.time() - before
+
+
+def log_progress(done: int, num_steps: int, row: dict, batch_size: int, timer: Timer) -> None:
+    """One line for people: where the run is, how fast, and whether it is healthy."""
+    steps_per_second = timer.steps / timer.elapsed()
+    left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
+    logging.info(
+        "step %d/%d  loss %.3f (cross-entropy %.3f, me-max %.3f, diversity %.3f)  prototypes in use %.1f  "
+        "embedding std %.2f  effective rank %.1f  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
+        done,
+        num_steps,
+        row["loss"],
+        row["cross_entropy"],
+        row["me_max"],
+        row["diversity"],
+        row["prototypes_in_use"],
+        row["embedding_std"],
+        row["effective_rank"],
+        steps_per_second,
+        steps_per_second * batch_size,
+        100 * timer.waited / timer.elapsed(),
+        left,
+    )
+
+
+class Evaluator:
+    """EER of the teacher on the trial lists that the config names."""
+
+    def __init__(self, network, config: ConfigDict):
+        self._trials = {Path(path).stem: scoring.read_trials(path) for path in config.trials}
+        skipped = []
+        utterances = list(export.read_features(config.input, skipped))
+        self._ids = [utterance_id for utterance_id, _ in utterances]
+        self._log_mels = [log_mel for _, log_mel in utterances]
+        for trials in self._trials.values():
+            scoring.trial_rows(self._ids, trials)  # an unknown utterance must show before the training, not after it
+        self._embed = export.Embedder(network)
+        logging.info("evaluation on %d utterances, %d of them skipped", len(self._ids), len(skipped))
+
+    def __call__(self, variables: dict) -> dict:
+        """{"eer_percent/<list>": ..., ...} of these variables."""
+        embeddings = self._embed(jax.tree.map(lambda x: x.addressable_data(0), variables), self._log_mels)
+        row = {}
+        for name, trials in self._trials.items():
+            try:
+                results = scoring.evaluate(embeddings, self._ids, trials)
+            except UserError as error:
+                logging.warning("no evaluation on %s: %s", name, error)
+                continue
+            row[f"eer_percent/{name}"] = results["eer_percent"]
+            row[f"min_dcf_0.05/{name}"] = results["min_dcf_0.05"]
+            logging.info(
+                "EER on %s: %.2f %%, minDCF(0.05) %.3f", name, row[f"eer_percent/{name}"], results["min_dcf_0.05"]
+            )
+        return row
+
+
+class MetricsWriter:
+    """Scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        self._path = workdir / "metrics.jsonl"
+        rows = [row for row in read_rows(self._path) if row["step"] <= first_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self._path)
+        self._board = SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, step: int, row: dict) -> None:
+        """Adds one row of scalars."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> list[dict]:
+        """All rows, also those of before a restart."""
+        self._board.close()
+        return read_rows(self._path)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logging.warning("%s: an incomplete line is left out", path)
+    return rows
