@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
+from absl import flags
 
 from sdpn_jax.data import features, records
 from sdpn_jax.errors import UserError
@@ -132,5 +133,7 @@ def batches(
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only commands have parsed
+            flags.FLAGS.mark_as_parsed()
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(iterator)

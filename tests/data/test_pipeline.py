@@ -1,0 +1,177 @@
+"""Crops, masks and batches: purity in (seed, step), whatever the hosts, workers and restarts."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdpn_jax.data import features, pipeline, records
+from sdpn_jax.data.pipeline import Views
+from sdpn_jax.errors import UserError
+
+SMALL = Views(global_frames=40, local_count=3, local_frames=20)
+
+
+def utterance(name: str, num_samples: int, versions: int, seed: int) -> records.Utterance:
+    waves = np.random.default_rng(seed).normal(size=(versions, num_samples)).astype(np.float32)
+    return records.Utterance(
+        id=name,
+        num_samples=num_samples,
+        log_mel=np.stack([features.log_mel(wave) for wave in waves]).astype(np.float16),
+        tail=np.stack([features.silence_tail(wave) for wave in waves]).astype(np.float16),
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two shards with 11 utterances of different length."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    names = ["a.array_record", "b.array_record"]
+    writers = [ArrayRecordWriter(str(folder / name), records.WRITER_OPTIONS) for name in names]
+    for i in range(11):
+        item = utterance(f"u{i}", int(rng.integers(2000, 16000)), 3, i)
+        writers[i % 2].write(records.encode(item))
+    for writer in writers:
+        writer.close()
+    metadata = {"format_version": records.VERSION, "features": dataclasses.asdict(features.DEFAULT), "shards": names}
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "utterances": 11}))
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_samples=st.integers(1600, 20000), frames=st.integers(5, 130), seed=st.integers(0, 100))
+def test_a_crop_is_a_stretch_of_its_version_or_padded(num_samples, frames, seed):
+    item = utterance("u", num_samples, 2, 0)
+    crop = pipeline.crop(item, 1, frames, np.random.default_rng(seed))
+    assert crop.shape == (frames, 80)
+    if num_samples >= frames * 160:
+        starts = range(len(item.log_mel[1]) - frames + 1)
+        assert any(np.array_equal(crop, item.log_mel[1][start : start + frames]) for start in starts)
+    else:
+        silent = max(0, -(-(num_samples + 200) // 160))  # the first frame whose window begins after the end
+        np.testing.assert_array_equal(crop[silent:], np.float16(np.log(1e-6)))
+        untouched = max(0, (num_samples - 200) // 160)
+        np.testing.assert_array_equal(crop[:untouched], item.log_mel[1][:untouched])
+
+
+def test_every_start_is_drawn():
+    item = utterance("u", 16 * 160, 1, 0)  # 17 frames
+    starts = set()
+    for seed in range(60):
+        crop = pipeline.crop(item, 0, 14, np.random.default_rng(seed))
+        starts |= {s for s in range(4) if np.array_equal(crop, item.log_mel[0][s : s + 14])}
+    assert starts == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("value", ["mean", "silence"])
+def test_mask(value):
+    views = Views(mask_probability=1.0, mask_value=value)
+    x = np.random.default_rng(0).normal(5, 1, size=(200, 80)).astype(np.float16)
+    fill = x.mean(0, dtype=np.float32).astype(np.float16) if value == "mean" else np.float16(np.log(1e-6))
+    widths = {"frames": [], "bins": []}
+    for seed in range(300):
+        masked = pipeline.mask(x, views, np.random.default_rng(seed))
+        changed = masked != x
+        np.testing.assert_array_equal(masked[changed], np.broadcast_to(fill, x.shape)[changed])
+        frames, bins = changed.mean(1) > 0.5, changed.mean(0) > 0.5
+        for name, hidden in (("frames", frames), ("bins", bins)):
+            where = np.flatnonzero(hidden)
+            assert len(where) == 0 or where[-1] - where[0] + 1 == len(where)  # one stretch
+            widths[name].append(len(where))
+    assert set(widths["frames"]) == set(range(10))
+    assert set(widths["bins"]) == set(range(6))
+
+
+def test_masks_have_their_probability_and_leave_the_record_alone():
+    x = np.random.default_rng(0).normal(size=(200, 80)).astype(np.float16)
+    x.flags.writeable = False
+    rng = np.random.default_rng(0)
+    masked = sum(pipeline.mask(x, Views(), rng) is not x for _ in range(4000))
+    assert abs(masked / 4000 - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
+
+
+def test_global_views_are_clean_and_local_ones_augmented():
+    item = utterance("u", 16000, 3, 0)
+    views = dataclasses.replace(SMALL, mask_probability=0.0, local_count=30)
+    made = pipeline.make_views(item, views, np.random.default_rng(0))
+    assert made["global"].shape == (1, 40, 80)
+    assert made["local"].shape == (30, 20, 80)
+    assert {x.dtype for x in made.values()} == {np.dtype("float16")}
+
+    def version_of(crop):
+        for version in range(3):
+            for start in range(len(item.log_mel[0])):
+                if np.array_equal(crop, item.log_mel[version][start : start + len(crop)]):
+                    return version
+
+    assert version_of(made["global"][0]) == 0
+    assert {version_of(crop) for crop in made["local"]} == {1, 2}
+
+
+def test_without_augmented_versions_the_clean_one_is_used():
+    made = pipeline.make_views(utterance("u", 16000, 1, 0), SMALL, np.random.default_rng(0))
+    assert made["local"].shape == (3, 20, 80)
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_batches_are_a_function_of_seed_and_step(shards):
+    whole = take(pipeline.batches(shards, 4, 7, SMALL), 6)
+    assert_same(whole, take(pipeline.batches(shards, 4, 7, SMALL), 6))
+    assert_same(whole[4:], take(pipeline.batches(shards, 4, 7, SMALL, first_step=4), 2))
+    other = take(pipeline.batches(shards, 4, 8, SMALL), 1)[0]
+    assert not np.array_equal(other["local"], whole[0]["local"])
+    assert not np.array_equal(whole[0]["local"], whole[2]["local"])
+
+
+def test_hosts_share_the_global_batch(shards):
+    whole = take(pipeline.batches(shards, 4, 7, SMALL), 5)
+    shares = [take(pipeline.batches(shards, 4, 7, SMALL, 0, 0, host, 2), 5) for host in range(2)]
+    for step, batch in enumerate(whole):
+        both = jax.tree.map(lambda *parts: np.concatenate(parts), *(share[step] for share in shares))
+        assert_same(batch, both)
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_batches(shards):
+    alone = take(pipeline.batches(shards, 4, 7, SMALL, first_step=1), 5)
+    with_workers = take(pipeline.batches(shards, 4, 7, SMALL, first_step=1, workers=2), 5)
+    assert_same(alone, with_workers)
+
+
+def test_every_utterance_once_an_epoch_and_new_orders(shards):
+    source = pipeline.dataset(shards, 4, 7, dataclasses.replace(SMALL, mask_probability=0.0))
+    ids = {}
+    for path in records.shard_paths(shards):
+        for record in records.read_shard(path):
+            item = records.decode(record)
+            ids[item.id] = item.log_mel[0]
+
+    def who(crop):
+        return next(
+            name
+            for name, log_mel in ids.items()
+            if any(np.array_equal(crop[:10], log_mel[s : s + 10]) for s in range(len(log_mel)))
+        )
+
+    epochs = [[who(view[0]) for step in (0, 1) for view in source[2 * epoch + step]["global"]] for epoch in range(3)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_larger_than_the_corpus_is_refused(shards):
+    with pytest.raises(UserError, match="batch_size=12 is more than the 11"):
+        pipeline.dataset(shards, 12, 0, SMALL)

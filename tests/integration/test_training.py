@@ -1,0 +1,211 @@
+"""Whole runs of the commands in processes of their own: training, resuming, several devices, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+from configs import librispeech
+
+def get_config():
+    config = librispeech.get_config()
+    config.batch_size = 8
+    config.num_steps = 20
+    config.warmup_steps = 5
+    config.num_prototypes = 16
+    config.views.global_frames = 60
+    config.views.local_count = 2
+    config.views.local_frames = 40
+    config.model.channels = (16, 16, 16, 16, 24)
+    config.model.se_bottleneck = 8
+    config.model.attention = 8
+    config.model.embedding_size = 16
+    config.model.hidden_size = 16
+    config.model.projection_size = 8
+    config.log_every = 1
+    config.checkpoint_every = 5
+    return config
+"""
+
+
+def run(module: str, *arguments, devices: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", f"sdpn_jax.{module}", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if check:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def refused(module: str, *arguments, devices: int = 1) -> str:
+    """The one line with which a command refuses its arguments."""
+    result = run(module, *arguments, devices=devices, check=False)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode not in (0, None), result.stderr
+    assert "Traceback" not in result.stderr, result.stderr[-3000:]
+    assert len(errors) == 1, result.stderr[-3000:]
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with recordings, trials, shards, a config, and one uninterrupted training run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    rng = np.random.default_rng(0)
+    for speaker in range(4):
+        (folder / "audio" / f"s{speaker}").mkdir(parents=True)
+        for i in range(5):
+            time_s = np.arange(rng.integers(14000, 22000)) / 16000
+            buzz = sum(np.sin(2 * np.pi * (100 + 40 * speaker) * k * time_s) / k for k in range(1, 20))
+            noise = rng.normal(size=len(time_s))
+            soundfile.write(folder / "audio" / f"s{speaker}" / f"{i}.wav", 0.05 * (buzz + noise), 16000)
+    (folder / "audio" / "broken.wav").write_bytes(b"this is not audio")
+    ids = [f"s{speaker}/{i}.wav" for speaker in range(4) for i in range(5)]
+    pairs = [(a, b) for n, a in enumerate(ids) for b in ids[n + 1 :]]
+    (folder / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
+    (folder / "config.py").write_text(TINY)
+    run(
+        "data.prepare",
+        f"--input={folder / 'audio'}",
+        f"--output={folder / 'shards'}",
+        "--augmentations=2",
+        "--workers=1",
+    )
+    train(folder, folder / "whole", *evaluated(folder))
+    return folder
+
+
+def arguments_of(folder: Path, workdir: Path) -> list[str]:
+    return [f"--config={folder / 'config.py'}", f"--config.data_dir={folder / 'shards'}", f"--workdir={workdir}"]
+
+
+def evaluated(folder: Path) -> list[str]:
+    trials = f"--config.eval.trials=('{folder / 'trials.txt'}',)"
+    return [f"--config.eval.input={folder / 'audio'}", trials, "--config.eval.every_steps=10"]
+
+
+def train(folder: Path, workdir: Path, *more, devices: int = 1):
+    return run("main", *arguments_of(folder, workdir), *more, devices=devices)
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(workdir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows_of(workdir) if "loss" in row}
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_behind(workplace):
+    workdir = workplace / "whole"
+    rows = rows_of(workdir)
+    assert sorted(losses_of(workdir)) == list(range(1, 21))
+    assert [row["step"] for row in rows if "eer_percent/trials" in row] == [0, 10, 20]
+    wanted = "prototypes_in_use embedding_std effective_rank learning_rate teacher_momentum gradient_norm"
+    assert all(set(wanted.split()) <= set(row) for row in rows if "loss" in row)
+    assert (workdir / "training.png").stat().st_size > 10_000
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
+    assert (workplace / "shards" / "skipped.txt").read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_export_and_score(workplace):
+    output = workplace / "e.npz"
+    common = f"--workdir={workplace / 'whole'}", f"--output={output}"
+    said = run("eval.export", *common, f"--input={workplace / 'audio'}").stdout
+    assert str(output) in said
+    from_audio = dict(np.load(output))
+    assert from_audio["embeddings"].shape == (20, 16)
+    assert from_audio["embeddings"].dtype == np.float32
+    assert "broken.wav" in (workplace / "e.skipped.txt").read_text()
+
+    run("eval.export", *common, f"--input={workplace / 'shards'}", "--format=npy")
+    ids = (workplace / "e" / "ids.txt").read_text().split()
+    from_shards = np.load(workplace / "e" / "embeddings.npy")
+    rows = [ids.index(name) for name in from_audio["ids"]]
+    a, b = from_audio["embeddings"], from_shards[rows]
+    cosine = np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() > 0.9999  # the shards hold float16
+
+    scores = workplace / "scores"
+    run("eval.score", f"--embeddings={output}", f"--trials={workplace / 'trials.txt'}", f"--output={scores}")
+    results = json.loads((scores / "results.json").read_text())
+    assert results["trials"] == 190
+    assert results["targets"] == 40
+    last = [row for row in rows_of(workplace / "whole") if "eer_percent/trials" in row][-1]
+    assert results["eer_percent"] == pytest.approx(last["eer_percent/trials"])
+
+
+@pytest.mark.slow
+def test_four_devices_give_the_same_losses(workplace):
+    train(workplace, workplace / "four", devices=4)
+    one, four = losses_of(workplace / "whole"), losses_of(workplace / "four")
+    assert sorted(one) == sorted(four) == list(range(1, 21))
+    # The order of additions differs, and training amplifies it.
+    np.testing.assert_allclose([four[k] for k in range(1, 6)], [one[k] for k in range(1, 6)], rtol=1e-4)
+    np.testing.assert_allclose([four[k] for k in range(1, 21)], [one[k] for k in range(1, 21)], rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_without_a_seam(workplace):
+    workdir = workplace / "killed"
+    command = [sys.executable, "-m", "sdpn_jax.main", *arguments_of(workplace, workdir), *evaluated(workplace)]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    deadline = time.time() + 300
+    while not (workdir / "checkpoints" / "5").exists():
+        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        assert time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert max(losses_of(workdir)) < 20, "the run was over before it was killed"
+
+    said = train(workplace, workdir, *evaluated(workplace)).stderr
+    assert "resumed from the checkpoint of step" in said
+    resumed, whole = rows_of(workdir), rows_of(workplace / "whole")
+    assert [row["step"] for row in resumed] == [row["step"] for row in whole]
+    for actual, expected in zip(resumed, whole, strict=True):
+        assert actual == expected
+
+
+@pytest.mark.slow
+def test_bad_input_gets_one_line(workplace):
+    arguments = arguments_of(workplace, workplace / "none")
+    assert "cannot be divided over 3 devices" in refused("main", *arguments, devices=3)
+    assert "no_such_field" in refused("main", *arguments, "--config.no_such_field=1")
+    assert "no_such_config.py" in refused("main", "--config=no_such_config.py")
+    assert "metadata.json is missing" in refused("main", *arguments, f"--config.data_dir={workplace / 'audio'}")
+    assert "batch_size=64 is more than the 20" in refused("main", *arguments, "--config.batch_size=64")
+    assert "objective.targets='magic'" in refused("main", *arguments, "--config.objective.targets=magic")
+    assert "num_prototypes=16" in refused(
+        "main", *arguments_of(workplace, workplace / "whole"), "--config.num_prototypes=17"
+    )
+    unknown = workplace / "unknown.txt"
+    unknown.write_text("1 s0/0.wav s9/9.wav\n")
+    trials = f"--config.eval.input={workplace / 'audio'}", f"--config.eval.trials=('{unknown}',)"
+    assert "s9/9.wav" in refused("main", *arguments, *trials)
+
+    metadata = json.loads((workplace / "shards" / "metadata.json").read_text())
+    other = workplace / "other"
+    other.mkdir()
+    metadata["features"]["hop"] = 200
+    (other / "metadata.json").write_text(json.dumps(metadata))
+    assert "hop=200" in refused("main", *arguments, f"--config.data_dir={other}")
+
+    export = ["--input=nowhere", f"--output={workplace / 'x.npz'}"]
+    assert "nowhere" in refused("eval.export", *export, f"--workdir={workplace / 'whole'}")
+    assert "config.json is missing" in refused("eval.export", *export, f"--workdir={workplace / 'audio'}")
+    assert "no checkpoint of step 7" in refused("eval.export", *export, f"--workdir={workplace / 'whole'}", "--step=7")
+    assert "nowhere" in refused("data.prepare", "--input=nowhere", f"--output={workplace / 'x'}")

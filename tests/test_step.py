@@ -1,0 +1,139 @@
+"""Whole training steps against the released PyTorch code, and what a step must leave alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from released_names import network_sizes, network_variables
+
+from sdpn_jax import optim
+from sdpn_jax.models.network import Network
+from sdpn_jax.step import Objective, TrainState, health, init_state, make_train_step
+
+SMALL = Network(
+    channels=(16, 16, 16, 16, 24),
+    se_bottleneck=8,
+    attention=8,
+    embedding_size=12,
+    hidden_size=20,
+    projection_size=6,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["softmax", "sinkhorn"])
+@pytest.mark.parametrize("dtype, rtol", [(np.float64, 1e-8), (np.float32, 1e-4)])
+def test_golden_steps(golden, kind, dtype, rtol):
+    vectors = dict(np.load(golden / f"steps_{kind}.npz"))
+    with jax.enable_x64(dtype == np.float64):
+        released = network_variables(vectors, "init/student/")
+        network = Network(**network_sizes(released), dtype=dtype)
+        student = jax.tree.map(lambda x: jnp.asarray(x, dtype), released)
+        prototypes = jnp.asarray(vectors["init/prototypes"], dtype)
+        rates, momenta = (jnp.asarray(vectors[name], dtype) for name in ("lr", "teacher_momentum"))
+
+        @functools.cache
+        def compiled(clip_norm):
+            optimizer = optim.sgd(lambda step: rates[step], 0.9, float(vectors["weight_decay"]), clip_norm)
+            objective = Objective(targets=kind)
+            step = make_train_step(network, optimizer, objective, lambda step: rates[step], lambda step: momenta[step])
+            return jax.jit(step), optimizer
+
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            student=student,
+            teacher=student,
+            prototypes=prototypes,
+            centre=jnp.zeros(len(prototypes), dtype),
+            opt_state=compiled(3.0)[1].init({"network": student["params"], "prototypes": prototypes}),
+        )
+        for i, clip_norm in enumerate(vectors["clip_norm"]):
+            view = {  # [views, batch, mel, frames] -> [batch, views, frames, mel]
+                name: jnp.log(jnp.asarray(vectors[f"{name}_mel_power"][i], dtype) + 1e-6)
+                for name in ("global", "local")
+            }
+            batch = {
+                "global": view["global"].reshape(1, *view["global"].shape[-3:]).transpose(1, 0, 3, 2),
+                "local": view["local"].transpose(1, 0, 3, 2),
+            }
+            state, metrics = compiled(float(clip_norm))[0](state, batch)
+            history = [float(metrics[name]) for name in ("loss", "cross_entropy", "me_max", "diversity")]
+            np.testing.assert_allclose(history, vectors["history_loss_ce_memax_koleo"][i], rtol=rtol, atol=rtol)
+
+    def close(actual, expected, movement):
+        # Arrays whose true gradient is zero (biases before a norm) hold rounding alone: the bound is also relative to
+        # how far the arrays of the network moved.
+        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * max(np.abs(expected).max(), movement))
+
+    for name in ("student", "teacher"):
+        final = network_variables(vectors, f"final/{name}/")
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), final, released)
+        largest = max(jax.tree.leaves(moved["params"]))
+        jax.tree.map(functools.partial(close, movement=largest), getattr(state, name), final)
+    close(state.prototypes, vectors["final/prototypes"], 0)
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    """(state before, state after, metrics) of one step of a small network."""
+    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0)
+    step = make_train_step(SMALL, optimizer, Objective(), lambda step: 0.1, lambda step: 0.9)
+    state = init_state(SMALL, 10, optimizer, 0)
+    rng = np.random.default_rng(0)
+    batch = {
+        "global": rng.normal(size=(6, 1, 30, 80)).astype(np.float16),
+        "local": rng.normal(size=(6, 3, 20, 80)).astype(np.float16),
+    }
+    after, metrics = jax.jit(step)(state, batch)
+    return state, after, metrics
+
+
+def test_the_teacher_is_the_moving_average_of_the_students_parameters(one_step):
+    before, after, _ = one_step
+    expected = jax.tree.map(
+        lambda old, new: 0.9 * np.asarray(old, np.float64) + 0.1 * np.asarray(new, np.float64),
+        before.teacher["params"],
+        after.student["params"],
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.teacher["params"], expected)
+
+
+def test_the_teachers_statistics_come_from_its_own_views(one_step):
+    _, after, _ = one_step
+    student, teacher = (
+        getattr(after, name)["batch_stats"]["encoder"]["tdnn"]["norm"] for name in ("student", "teacher")
+    )
+    assert np.all(teacher["mean"] != 0)
+    assert np.all(teacher["mean"] != student["mean"])
+
+
+def test_the_centre_moves_towards_the_teachers_mean_cosine(one_step):
+    before, after, _ = one_step
+    assert not np.any(before.centre)
+    assert 0 < np.abs(after.centre).max() <= 0.1  # a tenth of a cosine
+
+
+def test_everything_stays_float32_and_the_step_counts(one_step):
+    _, after, metrics = one_step
+    assert int(after.step) == 1
+    floats = [leaf for leaf in jax.tree.leaves((after, metrics)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
+    assert all(np.all(np.isfinite(leaf)) for leaf in floats)
+
+
+def test_health_of_a_collapsed_and_of_a_spread_batch():
+    batch, views, size = 8, 1, 8
+    log_p = np.log(np.full((batch, views, 5), 0.2))
+    one = np.zeros((batch, 1, 5))
+    one[..., 2] = 1
+    collapsed = health(jnp.ones((batch, views, size)), jnp.asarray(one), log_p)
+    assert float(collapsed["prototypes_in_use"]) == pytest.approx(1)
+    assert float(collapsed["embedding_std"]) == pytest.approx(0, abs=1e-3)
+    assert float(collapsed["embedding_cosine"]) == pytest.approx(1, rel=1e-5)
+    spread = health(jnp.eye(size).reshape(batch, views, size), jnp.full((batch, 1, 5), 0.2), log_p)
+    assert float(spread["prototypes_in_use"]) == pytest.approx(5, rel=1e-5)
+    assert float(spread["effective_rank"]) == pytest.approx(size - 1, rel=1e-4)  # the mean takes one dimension
+    assert float(spread["embedding_cosine"]) == pytest.approx(0, abs=1e-6)
+    assert float(spread["target_entropy"]) == pytest.approx(np.log(5), rel=1e-5)
