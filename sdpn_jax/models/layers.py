@@ -16,7 +16,7 @@ def wide(dtype) -> jnp.dtype:
 def fan_in_uniform(fan_in: int):
     """Uniform in +-1/sqrt(fan_in), PyTorch's default for weights and biases of convolutions and linear layers."""
     bound = 1.0 / np.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):

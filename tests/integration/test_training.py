@@ -148,13 +148,14 @@ def test_export_and_score(workplace):
 
 
 @pytest.mark.slow
-def test_four_devices_give_the_same_losses(workplace):
-    train(workplace, workplace / "four", devices=4)
-    one, four = losses_of(workplace / "whole"), losses_of(workplace / "four")
+def test_four_devices_give_the_same_losses(workplace, monkeypatch):
+    """In float64, where the order of additions cannot grow into a difference within a few steps."""
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    for devices in (1, 4):
+        train(workplace, workplace / f"{devices}", "--config.model.dtype=float64", devices=devices)
+    one, four = losses_of(workplace / "1"), losses_of(workplace / "4")
     assert sorted(one) == sorted(four) == list(range(1, 21))
-    # The order of additions differs, and training amplifies it.
-    np.testing.assert_allclose([four[k] for k in range(1, 6)], [one[k] for k in range(1, 6)], rtol=1e-4)
-    np.testing.assert_allclose([four[k] for k in range(1, 21)], [one[k] for k in range(1, 21)], rtol=2e-2)
+    np.testing.assert_allclose([four[k] for k in one], list(one.values()), rtol=1e-8)
 
 
 @pytest.mark.slow
