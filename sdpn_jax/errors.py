@@ -37,4 +37,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
-        fail(f"{str(error).strip() or type(error).__name__} (see --help)")
+        # ml_collections' KeyError for an unknown field says only its name and perhaps a similar one.
+        text = f"the config has no field {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        fail(f"{'; '.join(text.split(chr(10)))} (see --help)")

@@ -11,6 +11,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sdpn_jax import errors
+from sdpn_jax.errors import UserError
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -38,7 +39,10 @@ def main(_) -> None:
     from sdpn_jax import demo, train  # JAX starts here, after the flags have been read
 
     config = FLAGS.config
-    workdir = FLAGS.workdir or config.workdir
+    try:
+        workdir = FLAGS.workdir or config.workdir
+    except OSError as error:  # ml_collections keeps the failure to read the file until its first use
+        raise UserError(str(error).strip().splitlines()[-1].strip() + ": --config names a Python file") from error
     if config.demo:
         demo.run(config, workdir)
     else:

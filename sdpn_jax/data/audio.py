@@ -67,14 +67,15 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise AudioError("no audio in it")
-            rate = container.streams.audio[0].rate
-            to_planar_float = av.AudioResampler(format="fltp")
-            blocks = [
-                block.to_ndarray().T for frame in container.decode(audio=0) for block in to_planar_float.resample(frame)
-            ]
-    except av.FFmpegError as error:
-        raise AudioError(f"unreadable: {error.strerror}") from error
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32), rate
+            frames = list(container.decode(audio=0))
+            to_float = av.AudioResampler(format="fltp")
+            blocks = [block.to_ndarray().T for frame in frames for block in to_float.resample(frame)]
+    except (av.FFmpegError, AttributeError, LookupError) as error:  # PyAV's stream of an unknown codec lacks attributes
+        raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or 'unknown codec'}") from error
+    rates = {frame.sample_rate for frame in frames}
+    if len(rates) > 1:
+        raise AudioError("unreadable: the sample rate changes within the file")
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32), rates.pop() if rates else SAMPLE_RATE
 
 
 def find_utterances(source: str | Path) -> list[tuple[str, Path]]:

@@ -1,0 +1,136 @@
+"""Preparation: what the shards hold, and that workers, order and interruptions do not change them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from sdpn_jax.data import audio, features, prepare, records
+from sdpn_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for i in range(18):
+        path = folder / f"s{i % 3}" / f"{i}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, rng.normal(0, 0.1, int(rng.integers(1600, 16000))), 16000)
+    (folder / "bad\nname.wav").write_text("no audio")
+    (folder / "empty.flac").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("prepared")
+    return output, prepare.prepare(corpus, output, augmentations=2, workers=2)
+
+
+def utterances(folder):
+    return {
+        item.id: item for path in records.shard_paths(folder) for item in map(records.decode, records.read_shard(path))
+    }
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_metadata_and_skipped_files(prepared, corpus):
+    output, metadata = prepared
+    assert metadata == records.read_metadata(output)
+    assert (metadata["utterances"], metadata["skipped"], metadata["augmentations"]) == (18, 2, 2)
+    seconds = sum(soundfile.info(path).duration for path in corpus.glob("s*/*.wav"))
+    assert metadata["hours"] == pytest.approx(seconds / 3600)
+    lines = (output / "skipped.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert any("bad\\nname.wav\tunreadable" in line for line in lines)
+    assert any(line.endswith("empty.flac\tempty file") for line in lines)
+
+
+def test_every_utterance_is_there_with_its_features(prepared, corpus):
+    items = utterances(prepared[0])
+    assert sorted(items) == sorted(path.relative_to(corpus).as_posix() for path in corpus.glob("s*/*.wav"))
+    for name, item in items.items():
+        waveform = audio.read_audio(corpus / name)
+        assert item.num_samples == len(waveform)
+        assert item.log_mel.shape == (3, 1 + len(waveform) // 160, 80)
+        np.testing.assert_array_equal(item.log_mel[0], features.log_mel(waveform).astype(np.float16))
+        np.testing.assert_array_equal(item.tail[0], features.silence_tail(waveform).astype(np.float16))
+        assert np.all(np.isfinite(item.log_mel))
+    assert any(not np.array_equal(item.log_mel[0], item.log_mel[1]) for item in items.values())
+
+
+@pytest.mark.slow
+def test_one_worker_writes_the_same_bytes(prepared, corpus, tmp_path):
+    prepare.prepare(corpus, tmp_path, augmentations=2, workers=1)
+    assert contents(tmp_path) == contents(prepared[0])
+
+
+@pytest.mark.slow
+def test_an_interrupted_preparation_goes_on(prepared, corpus, tmp_path):
+    for name, data in contents(prepared[0]).items():
+        (tmp_path / name).write_bytes(data)
+    shards = sorted(tmp_path.glob("*.array_record"))
+    shards[3].rename(shards[3].with_suffix(".tmp"))  # as a kill leaves it
+    shards[5].with_suffix(".json").unlink()
+    (tmp_path / "metadata.json").unlink()
+    kept = shards[0].stat().st_mtime_ns
+    prepare.prepare(corpus, tmp_path, augmentations=2, workers=1)
+    assert contents(tmp_path) == contents(prepared[0])
+    assert shards[0].stat().st_mtime_ns == kept
+
+
+@pytest.mark.slow
+def test_the_seed_changes_the_augmented_versions_alone(prepared, corpus, tmp_path):
+    prepare.prepare(corpus, tmp_path, augmentations=2, seed=1, workers=1)
+    ours, theirs = utterances(tmp_path), utterances(prepared[0])
+    for name in ours:
+        np.testing.assert_array_equal(ours[name].log_mel[0], theirs[name].log_mel[0])
+    assert any(not np.array_equal(ours[name].log_mel[1:], theirs[name].log_mel[1:]) for name in ours)
+
+
+def test_plan_bounds_the_shards(tmp_path):
+    def sizes(count):
+        names = [(str(i), tmp_path) for i in range(count)]
+        return [len(shard.utterances) for shard in prepare.plan(names, tmp_path, prepare.augment.Sources(), 0, 0)]
+
+    assert sizes(1) == [1]
+    assert sizes(20) == [2] * 4 + [1] * 12
+    assert len(sizes(100_000)) == 98
+    assert sum(sizes(100_000)) == 100_000
+    assert max(sizes(100_000)) <= 1024
+
+
+@pytest.mark.slow
+def test_nothing_usable(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_text("no audio")
+    with pytest.raises(UserError, match="none of the 1 recordings"):
+        prepare.prepare(tmp_path / "in", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out" / "metadata.json").exists()
+
+
+@pytest.mark.slow
+def test_command_line(corpus, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "sdpn_jax.data.prepare", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+    done = run(f"--input={corpus}", f"--output={tmp_path}", "--augmentations=0", "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "18 utterances" in done.stdout
+    assert "skipped.txt" in done.stdout
+    assert json.loads((tmp_path / "metadata.json").read_text())["augmentations"] == 0
+    missing = run("--input=nowhere", f"--output={tmp_path}")
+    assert missing.returncode == 2
+    assert missing.stderr.count("error: ") == 1
+    assert "Traceback" not in missing.stderr
+    shown = run("--help").stdout
+    assert all(f"--{flag}" in shown for flag in ("input", "output", "noise", "rirs", "augmentations", "seed"))
