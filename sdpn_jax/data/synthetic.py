@@ -7,6 +7,8 @@ loaded at run time, by the demo alone, and nothing of it is part of this project
 import ctypes
 import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from sdpn_jax.data import audio, augment
 from sdpn_jax.errors import UserError
 
+PARTS = 4  # of the corpus, spoken one beside another
 # Variants that keep the accent's formants apart; robots, whispers and croaks are left out.
 VARIANTS = (
     "adam Alex Alicia Andrea Andy anika Annie antonio aunty belinda benjamin boris caleb david Denis Diogo ed edward "
@@ -89,12 +92,13 @@ def make_corpus(
     speakers = draw_speakers(train_speakers + test_speakers, seed)
     jobs = [("train", speaker, i) for speaker in speakers[test_speakers:] for i in range(train_utterances)]
     jobs += [("test", speaker, i) for speaker in speakers[:test_speakers] for i in range(test_utterances)]
-    with Espeak() as espeak:
-        for number, (part, speaker, i) in enumerate(tqdm(jobs, unit="file", desc="speaking", mininterval=1)):
-            rng = np.random.default_rng([seed, 1, number])
-            path = temporary / part / speaker.name / f"{i}.flac"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, record(speak(espeak, speaker, rng), rng), audio.SAMPLE_RATE, subtype="PCM_16")
+    # espeak-ng keeps state from one utterance to the next: every part starts in a process of its own, so that the
+    # corpus is a function of the seed whatever the number of cores.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(PARTS, os.cpu_count() or 1), maxtasksperchild=1) as pool:
+        parts = [(temporary, jobs[part::PARTS], seed, part) for part in range(PARTS)]
+        for _ in tqdm(pool.imap(_speak_part, parts, chunksize=1), total=PARTS, unit="part", desc="speaking"):
+            pass
     test = [f"test/{speaker.name}/{i}.flac" for speaker in speakers[:test_speakers] for i in range(test_utterances)]
     (temporary / "trials.txt").write_text(
         "".join(f"{int(Path(a).parent == Path(b).parent)} {a} {b}\n" for a, b in itertools.combinations(test, 2))
@@ -103,6 +107,16 @@ def make_corpus(
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
     return wanted
+
+
+def _speak_part(part: tuple[Path, list, int, int]) -> None:
+    folder, jobs, seed, number = part
+    with Espeak() as espeak:
+        for i, (subset, speaker, utterance) in enumerate(jobs):
+            rng = np.random.default_rng([seed, 1, number, i])
+            path = folder / subset / speaker.name / f"{utterance}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, record(speak(espeak, speaker, rng), rng), audio.SAMPLE_RATE, subtype="PCM_16")
 
 
 def draw_speakers(count: int, seed: int) -> list[Speaker]:
