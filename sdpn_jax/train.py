@@ -29,11 +29,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics."""
     workdir = Path(workdir)
     mesh = sharding.make_mesh()
-    num_utterances = check_config(config, mesh)
-    write_or_check_config(config, workdir)
     is_first_process = jax.process_index() == 0
-
+    num_utterances = check_config(config, mesh)
+    check_same_run(config, workdir)
     per_epoch = pipeline.steps_per_epoch(num_utterances, config.batch_size)
+    network = network_of(config.model)
+    evaluator = Evaluator(network, config.eval) if is_first_process and config.eval.trials else None
+    if is_first_process:  # nothing is written before everything has been checked
+        checkpoint.write_config(workdir, as_json(config))
+
     num_steps = config.num_steps or config.num_epochs * per_epoch
     warmup_steps = config.warmup_steps or config.warmup_epochs * per_epoch
     peak = config.learning_rate * config.batch_size / 256
@@ -46,7 +50,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         config.prototype_multiplier,
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, num_steps)
-    network = network_of(config.model)
     objective = Objective(**config.objective)
     train_step = jax.jit(
         make_train_step(network, optimizer, objective, learning_rate, teacher_momentum),
@@ -81,7 +84,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
 
     writer = MetricsWriter(workdir, first_step) if is_first_process else None
-    evaluator = Evaluator(network, config.eval) if is_first_process and config.eval.trials else None
     batches = pipeline.batches(
         config.data_dir,
         config.batch_size,
@@ -164,19 +166,22 @@ def check_config(config: ConfigDict, mesh) -> int:
     return records.read_metadata(config.data_dir)["utterances"]
 
 
-def write_or_check_config(config: ConfigDict, workdir: Path) -> None:
-    """Keeps the config in the workdir; raises UserError when a run with another one was started there."""
-    ours = json.loads(config.to_json())
-    theirs = checkpoint.read_config(workdir)
-    if theirs is not None:
-        for field in sorted(set(ours) | set(theirs)):
-            if field not in FREE_FIELDS and ours.get(field) != theirs.get(field):
-                raise UserError(
-                    f"{workdir} holds a run with {field}={theirs.get(field)}, this config has {ours.get(field)}: "
-                    "choose another --workdir, or delete that one to start anew"
-                )
-    if jax.process_index() == 0:
-        checkpoint.write_config(workdir, ours)
+def as_json(config: ConfigDict) -> dict:
+    """The config as it is kept in the workdir: plain dictionaries, lists, numbers and strings."""
+    return json.loads(config.to_json())
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError when a run with another config was started in the workdir."""
+    ours, theirs = as_json(config), checkpoint.read_config(workdir)
+    if theirs is None:
+        return
+    for field in sorted(set(ours) | set(theirs)):
+        if field not in FREE_FIELDS and ours.get(field) != theirs.get(field):
+            raise UserError(
+                f"{workdir} holds a run with {field}={theirs.get(field)}, this config has {ours.get(field)}: "
+                "choose another --workdir, or delete that one to start anew"
+            )
 
 
 def parameter_groups(state: TrainState) -> tuple:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-import time
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,15 +170,24 @@ def _write_all(shards: list[Shard], workers: int, num_utterances: int) -> list[d
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     with (
-        context.Pool(min(workers, len(shards)), _start_worker, (counter,)) as pool,
+        ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (counter,)) as pool,
         tqdm(total=num_utterances, unit="file", desc="preparing", smoothing=0.05, mininterval=1) as progress,
     ):
-        results = [pool.apply_async(_write_in_worker, (shard,)) for shard in shards]
-        while not all(result.ready() for result in results):
-            time.sleep(0.2)
+        futures = [pool.submit(_write_in_worker, shard) for shard in shards]
+        pending = futures
+        while pending:
+            pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION).not_done
             progress.update(counter.value - progress.n)
-        progress.update(counter.value - progress.n)
-        return [result.get() for result in results]
+            if any(future.done() and future.exception() for future in futures):
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed (out of memory?): run the same command again, complete shards are kept; "
+                "fewer --workers need less memory"
+            ) from error
 
 
 def _start_worker(counter) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +118,27 @@ def test_nothing_usable(tmp_path):
     with pytest.raises(UserError, match="none of the 1 recordings"):
         prepare.prepare(tmp_path / "in", tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "metadata.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker process in /proc")
+def test_a_killed_worker_ends_the_command(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "in" / f"{i}.wav", rng.normal(0, 0.1, 300_000), 16000)
+    command = [sys.executable, "-m", "sdpn_jax.data.prepare", f"--input={tmp_path / 'in'}", f"--output={tmp_path}"]
+    process = subprocess.Popen([*command, "--workers=1"], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("*.tmp")):
+        assert process.poll() is None, "it ended before its worker was killed"
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (worker,) = (pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: a worker process was killed" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
