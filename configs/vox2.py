@@ -1,4 +1,9 @@
-"""SDPN on VoxCeleb2-dev as in the paper (arXiv 2308.02774): 1,092,009 utterances of 5,994 speakers, unlabelled."""
+"""SDPN on VoxCeleb2-dev (arXiv 2308.02774): 1,092,009 utterances of 5,994 speakers, unlabelled.
+
+The paper's run in all but one point: targets are centred, without which all of them fall on one prototype (see
+docs/ablation.md). vox2_paper.py is the letter of the paper, vox2_released.py what its authors' code does,
+vox2_dimreg.py the follow-up.
+"""
 
 from ml_collections import ConfigDict
 
@@ -22,22 +27,25 @@ def get_config() -> ConfigDict:
     config.final_learning_rate = 1e-5  # at the last step, not scaled
     config.momentum = 0.9
     config.weight_decay = 5e-5  # on tensors of two or more dimensions, not on prototypes
-    config.clip_norm = 3.0  # of every tensor's gradient on its own, not of prototypes; 0: off
-    config.prototype_multiplier = 1.0  # of the learning rate
-    config.ema_momentum = 0.996  # of the teacher at step 0, cosine to 1 at the end
+    config.clip_norm = 3.0  # largest norm of a gradient; prototypes are not clipped
+    config.clip_scope = "tensor"  # whose norm: of every "tensor" alone, "global" of all together; or "off"
+    config.prototype_multiplier = 1.0  # of the learning rate; 0: prototypes stay as they were drawn
+    config.ema_momentum = 0.996  # of the teacher at step 0
+    config.final_ema_momentum = 1.0  # at the last step, a cosine in between
 
     config.num_prototypes = 1024
     config.objective = objective = ConfigDict()
-    objective.targets = (
-        "centred"  # teacher's targets: "centred", "softmax" (the paper's letter) or "sinkhorn" (released)
-    )
+    objective.targets = "centred"  # of the teacher: "centred", "softmax" (paper) or "sinkhorn" (released code)
     objective.student_temperature = 0.1
     objective.sharpening = 0.25  # T: targets are the softmax at student_temperature * T
     objective.centre_momentum = 0.9  # of the running mean that "centred" subtracts
     objective.sinkhorn_iterations = 3  # of "sinkhorn"
     objective.me_max_weight = 1.0  # mean-entropy maximisation of the student's probabilities
-    objective.diversity_weight = 0.1  # KoLeo on the embeddings of each view group
+    objective.koleo_weight = 0.1  # diversity: nearest-neighbour entropy of the embeddings of each view group
     objective.koleo_group = 0  # utterances among which KoLeo looks for neighbours; 0: the whole batch
+    objective.off_diagonal_weight = 0.0  # dimension regularisation: squared correlations of the embedding's dimensions
+    objective.frobenius_weight = 0.0  # dimension regularisation: Frobenius norm of their correlation matrix
+    objective.dimension_normalisation = "l2"  # of the embeddings before it: "l2" or "standardise"
 
     config.views = views = ConfigDict()
     views.global_count = 1
@@ -58,6 +66,7 @@ def get_config() -> ConfigDict:
     model.projection_size = 256
     model.dtype = "bfloat16"  # of convolutions and products; parameters, norms, losses and EMA are float32
 
+    config.held_out = 0  # utterances kept from training, on whose crops the teacher is watched without labels
     config.log_every = 100  # steps
     config.checkpoint_every = 1000  # steps, a multiple of log_every
     config.keep_checkpoints = 3  # the newest ones
@@ -65,5 +74,5 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.input = ""  # audio folder or shards that the trial lists speak of
     evaluation.trials = ()  # trial lists; none: no evaluation while training
-    evaluation.every_steps = 10000
+    evaluation.every_steps = 10000  # between evaluations on trials and held-out crops
     return config

@@ -4,6 +4,8 @@ B utterances, G global and V local views, K prototypes, P projection size, D emb
 whole arrays given; under `jax.jit` with sharded arrays that is the global batch.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -77,6 +79,41 @@ def koleo(embedding, group_size: int = 0, epsilon: float = 1e-8):
     return -jnp.mean(jnp.log(jnp.sqrt(square) + epsilon))
 
 
-def diversity(embedding, group_size: int = 0):
-    """KoLeo of each view group of [B, V, D] alone, summed over the V groups (paper, Eq. 4)."""
-    return jax.vmap(lambda view: koleo(view, group_size), in_axes=1)(embedding).sum()
+def correlation(embedding, normalisation: str):
+    """The D x D matrix Z^T Z / B of one view group's embeddings [B, D], over the global batch.
+
+    "standardise": Z has mean 0 and variance 1 in every dimension, which makes it the correlation matrix of Barlow Twins
+    (arXiv 2103.03230). "l2": the rows of Z have length 1, which makes it their second-moment matrix, of trace 1.
+    """
+    if normalisation == "l2":
+        z = l2_normalise(embedding)
+    else:
+        centred = embedding - embedding.mean(0)
+        z = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=0) + 1e-5)
+    return jnp.matmul(z.T, z, precision=jax.lax.Precision.HIGHEST) / len(z)
+
+
+def off_diagonal(matrix):
+    """Sum of the squared off-diagonal entries of a correlation matrix C [D, D], divided by D.
+
+    sum_{i != j} C_ij^2 / D is VICReg's covariance term (arXiv 2105.04906, Eq. 4) and, up to 1 / D, Barlow Twins'
+    redundancy reduction (arXiv 2103.03230, Eq. 1). SDPN's follow-up (arXiv 2505.13826) names an off-diagonal term among
+    its dimension regularisations; of that paper only the abstract could be read here, so the formula is theirs.
+    """
+    return jnp.sum(jnp.square(matrix - jnp.diag(jnp.diagonal(matrix)))) / len(matrix)
+
+
+def frobenius(matrix):
+    """The Frobenius norm |C|_F of a correlation matrix C [D, D].
+
+    For "l2" it lies between 1 / sqrt(D), dimensions equally used, and 1, all embeddings on one line; its square is the
+    mean squared cosine of all pairs, the quantity that uniformity and MMCR-like (arXiv 2303.03307) terms reduce.
+    The follow-up (arXiv 2505.13826) reports a Frobenius term as its best; of that paper only the abstract could be read
+    here, so this formula is derived from its name and from the papers above.
+    """
+    return jnp.sqrt(jnp.sum(jnp.square(matrix)) + 1e-12)
+
+
+def over_view_groups(term: Callable, embedding):
+    """The sum of `term` over the V view groups of [B, V, D], each taken alone (paper, Eq. 4)."""
+    return jax.vmap(term, in_axes=1)(embedding).sum()

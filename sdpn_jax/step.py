@@ -14,7 +14,7 @@ from sdpn_jax.models.network import Network, initial_variables
 
 @dataclass(frozen=True)
 class Objective:
-    """Which terms the loss has, and how strong; see losses.py."""
+    """Which terms the loss has, and how strong; see losses.py and the comments in configs/vox2.py."""
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
@@ -22,8 +22,11 @@ class Objective:
     centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
     me_max_weight: float = 1.0
-    diversity_weight: float = 0.1
+    koleo_weight: float = 0.1
     koleo_group: int = 0
+    off_diagonal_weight: float = 0.0
+    frobenius_weight: float = 0.0
+    dimension_normalisation: str = "l2"  # or "standardise"
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -82,6 +85,22 @@ def teacher_targets(projection, prototypes, centre, objective: Objective):
     return targets.reshape(cosines.shape), next_centre
 
 
+def loss_terms(log_probability, targets, embedding, objective: Objective) -> dict:
+    """The terms of the loss, unweighted: log_probability [B, V, K], targets [B, G, K], embedding [B, V, D]."""
+
+    def matrix_term(term):
+        of_group = lambda group: term(losses.correlation(group, objective.dimension_normalisation))  # noqa: E731
+        return losses.over_view_groups(of_group, embedding)
+
+    return {
+        "cross_entropy": losses.cross_entropy(log_probability, targets),
+        "me_max": losses.me_max(log_probability),
+        "koleo": losses.over_view_groups(lambda group: losses.koleo(group, objective.koleo_group), embedding),
+        "off_diagonal": matrix_term(losses.off_diagonal),
+        "frobenius": matrix_term(losses.frobenius),
+    }
+
+
 def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -100,15 +119,9 @@ def make_train_step(
         log_p = losses.student_log_probability(
             losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
         )
-        terms = {
-            "cross_entropy": losses.cross_entropy(log_p, targets),
-            "me_max": losses.me_max(log_p),
-            "diversity": losses.diversity(embedding, objective.koleo_group),
-        }
-        loss = (
-            terms["cross_entropy"]
-            + objective.me_max_weight * terms["me_max"]
-            + objective.diversity_weight * terms["diversity"]
+        terms = loss_terms(log_p, targets, embedding, objective)
+        loss = terms["cross_entropy"] + sum(
+            getattr(objective, f"{name}_weight") * value for name, value in terms.items() if name != "cross_entropy"
         )
         return loss, (terms, embedding, log_p, batch_stats)
 
@@ -128,7 +141,10 @@ def make_train_step(
         teacher_params = optim.ema(state.teacher["params"], params["network"], momentum)
         metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
-        metrics |= {"gradient_norm": optax.global_norm(gradients), "update_norm": optax.global_norm(updates)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients), "update_norm": optax.tree.norm(updates)}
+        metrics["ema_distance"] = optax.tree.norm(optax.tree.sub(params["network"], teacher_params)) / optax.tree.norm(
+            params["network"]
+        )
         return TrainState(
             step=state.step + 1,
             student={"params": params["network"], "batch_stats": student_stats},
@@ -144,25 +160,50 @@ def make_train_step(
 def health(embedding, targets, log_probability) -> dict:
     """Signs of life or collapse of one batch: embedding [B, V, D], targets [B, G, K], log_probability [B, V, K].
 
-    `prototypes_in_use` is the perplexity of the mean target; `embedding_std` the mean over dimensions of the standard
-    deviation of L2-normalised embeddings times sqrt(D) (1: spread evenly over the sphere, 0: all equal);
-    `effective_rank` the participation ratio tr(C)^2 / |C|_F^2 of their covariance C, between 1 and min(B V - 1, D).
+    `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
+    the mean target - mean entropy of a target), the perplexity of the information that a target holds about its
+    utterance: 1 when all utterances have the same target, be it one prototype or all of them equally, at most B.
+    `embedding_std` is the mean over dimensions of the standard deviation of L2-normalised embeddings times sqrt(D) (1:
+    spread evenly over the sphere, 0: all equal). `effective_rank` is the participation ratio tr(C)^2 / |C|_F^2 of their
+    covariance C, between 1 and min(B V - 1, D). `embedding_cosine` and `embedding_cosine_max` are of pairs of the same
+    view group, mean and mean over embeddings of the nearest other one; `agreement` is the share of local views whose
+    likeliest prototype is the teacher's.
     """
     entropy = lambda p: -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)  # noqa: E731
-    mean_target = targets.mean((0, 1))
-    flat = losses.l2_normalise(embedding.reshape(-1, embedding.shape[-1]))
+    in_use, of_each = entropy(targets.mean((0, 1))), jnp.mean(entropy(targets))
+    agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
+
+    normalised = losses.l2_normalise(embedding)
+    flat = normalised.reshape(-1, normalised.shape[-1])
     centred = flat - flat.mean(0)
     gram = centred.T @ centred if flat.shape[0] > flat.shape[1] else centred @ centred.T
-    trace = jnp.trace(gram)
-    count, size = flat.shape
-    mean_square = jnp.sum(jnp.square(flat.sum(0)))
-    agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
+    batch = normalised.shape[0]
+    cosines = jnp.einsum("ivd,jvd->vij", normalised, normalised)
+    others = ~jnp.eye(batch, dtype=bool)
     return {
-        "prototypes_in_use": jnp.exp(entropy(mean_target)),
-        "target_entropy": jnp.mean(entropy(targets)),
+        "prototypes_in_use": jnp.exp(in_use),
+        "targets_told_apart": jnp.exp(in_use - of_each),
+        "target_entropy": of_each,
         "target_max": jnp.mean(targets.max(-1)),
         "agreement": jnp.mean(agree.astype(flat.dtype)),
-        "embedding_std": jnp.mean(jnp.std(flat, axis=0)) * size**0.5,
-        "embedding_cosine": (mean_square - count) / (count * (count - 1)),
-        "effective_rank": jnp.square(trace) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30),
+        "embedding_std": jnp.mean(jnp.std(flat, axis=0)) * flat.shape[1] ** 0.5,
+        "embedding_cosine": jnp.mean(cosines, where=others),
+        "embedding_cosine_max": jnp.mean(jnp.max(cosines, axis=-1, where=others, initial=-1.0)),
+        "effective_rank": jnp.square(jnp.trace(gram)) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30),
     }
+
+
+def looks_collapsed(metrics: dict) -> str | None:
+    """Why these metrics are those of a collapsed run, None for a healthy one.
+
+    Collapsed: all utterances have (nearly) one target, fewer than 1.5 of them told apart; or the embeddings have all
+    but one direction, mean cosine above 0.95 or effective rank below 1.5. At initialisation every network looks so
+    (mean cosine 0.99), hence a judgement only after the warm-up of the learning rate.
+    """
+    if metrics["targets_told_apart"] < 1.5:
+        return f"all utterances have the same target ({metrics['targets_told_apart']:.2f} told apart)"
+    if metrics["embedding_cosine"] > 0.95:
+        return f"all embeddings point the same way (mean cosine {metrics['embedding_cosine']:.3f})"
+    if metrics["effective_rank"] < 1.5:
+        return f"all embeddings lie on one line (effective rank {metrics['effective_rank']:.2f})"
+    return None

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import math
+import operator
 import time
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from sdpn_jax import checkpoint, optim, sharding
 from sdpn_jax.data import pipeline, records
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
+from sdpn_jax.eval.metrics import crop_retrieval
 from sdpn_jax.models.network import network_of
-from sdpn_jax.step import Objective, TrainState, init_state, make_train_step
+from sdpn_jax.step import Objective, TrainState, init_state, looks_collapsed, make_train_step
 
 # Fields that a resumed run may change: none of them changes what is computed at any step.
 FREE_FIELDS = ("workdir", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "eval", "demo")
@@ -32,9 +34,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     is_first_process = jax.process_index() == 0
     num_utterances = check_config(config, mesh)
     check_same_run(config, workdir)
-    per_epoch = pipeline.steps_per_epoch(num_utterances, config.batch_size)
+    per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     network = network_of(config.model)
-    evaluator = Evaluator(network, config.eval) if is_first_process and config.eval.trials else None
+    evaluator = Evaluator(network, config) if is_first_process and (config.eval.trials or config.held_out) else None
     if is_first_process:  # nothing is written before everything has been checked
         checkpoint.write_config(workdir, as_json(config))
 
@@ -47,9 +49,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         config.momentum,
         config.weight_decay,
         config.clip_norm,
+        config.clip_scope,
         config.prototype_multiplier,
     )
-    teacher_momentum = optim.ema_momentum(config.ema_momentum, num_steps)
+    teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)
     train_step = jax.jit(
         make_train_step(network, optimizer, objective, learning_rate, teacher_momentum),
@@ -93,10 +96,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         config.workers,
         jax.process_index(),
         jax.process_count(),
+        config.held_out,
     )
 
     if evaluator and first_step == 0:
         writer.write(0, evaluator(state.teacher))
+    collapse_warning = CollapseWarning(warmup_steps)
     interval, timer = [], Timer()
     with jax.transfer_guard("disallow"):
         for step in range(first_step, num_steps):
@@ -116,6 +121,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 interval = []
                 if is_first_process:
                     writer.write(done, row)
+                    collapse_warning(done, row)
                     log_progress(done, num_steps, row, config.batch_size, timer)
             if done % config.checkpoint_every == 0 or done == num_steps:
                 checkpoint.save(checkpoints, done, state_parts(state))
@@ -140,16 +146,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 def check_config(config: ConfigDict, mesh) -> int:
     """The number of prepared utterances; raises UserError for values that cannot work, before anything is computed."""
     sharding.check_batch_size(config.batch_size, mesh)
-    if config.objective.targets not in ("softmax", "centred", "sinkhorn"):
-        raise UserError(
-            f"objective.targets={config.objective.targets!r} is unknown: choose 'softmax', 'centred' or 'sinkhorn'"
-        )
+    choices = {
+        "objective.targets": ("softmax", "centred", "sinkhorn"),
+        "objective.dimension_normalisation": ("l2", "standardise"),
+        "clip_scope": ("tensor", "global", "off"),
+        "views.mask_value": ("mean", "silence"),
+    }
+    for field, values in choices.items():
+        value = operator.attrgetter(field)(config)
+        if value not in values:
+            raise UserError(f"{field}={value!r} is unknown: choose one of {', '.join(map(repr, values))}")
     if config.objective.koleo_group and config.batch_size % config.objective.koleo_group:
         raise UserError(
             f"objective.koleo_group={config.objective.koleo_group} does not divide batch_size={config.batch_size}"
         )
-    if config.views.mask_value not in ("mean", "silence"):
-        raise UserError(f"views.mask_value={config.views.mask_value!r} is unknown: choose 'mean' or 'silence'")
     if any(channels % 8 for channels in config.model.channels[1:-1]):
         raise UserError(f"model.channels={tuple(config.model.channels)}: all but first and last must be multiples of 8")
     if config.checkpoint_every % config.log_every:
@@ -216,8 +226,8 @@ def stop_if_not_finite(interval: list[dict], done: int, checkpoints, everything:
         metrics = interval[-age]
         loss = jax.device_get(metrics["loss"])
         if not math.isfinite(loss):
-            terms = jax.device_get({name: metrics[name] for name in ("cross_entropy", "me_max", "diversity")})
-            culprits = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+            values = {name: value for name, value in jax.device_get(metrics).items() if name != "loss"}
+            culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
             checkpoints.wait_until_finished()
             raise UserError(
                 f"step {done - age + 1}: the loss is not finite ({culprits or loss}); nothing of it was saved, "
@@ -261,14 +271,14 @@ def log_progress(done: int, num_steps: int, row: dict, batch_size: int, timer: T
     steps_per_second = timer.steps / timer.elapsed()
     left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
     logging.info(
-        "step %d/%d  loss %.3f (cross-entropy %.3f, me-max %.3f, diversity %.3f)  prototypes in use %.1f  "
+        "step %d/%d  loss %.3f (cross-entropy %.3f, me-max %.3f, KoLeo %.3f)  prototypes in use %.1f  "
         "embedding std %.2f  effective rank %.1f  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
         done,
         num_steps,
         row["loss"],
         row["cross_entropy"],
         row["me_max"],
-        row["diversity"],
+        row["koleo"],
         row["prototypes_in_use"],
         row["embedding_std"],
         row["effective_rank"],
@@ -279,24 +289,56 @@ def log_progress(done: int, num_steps: int, row: dict, batch_size: int, timer: T
     )
 
 
+class CollapseWarning:
+    """Says once, when it first shows after the warm-up, that a run has collapsed, and once when it has recovered."""
+
+    def __init__(self, warmup_steps: int):
+        self._warmup_steps, self._collapsed = warmup_steps, False
+
+    def __call__(self, step: int, row: dict) -> None:
+        """Judges the mean metrics of one log interval that ended at `step`."""
+        if step <= self._warmup_steps:
+            return
+        why = looks_collapsed(row)
+        if why and not self._collapsed:
+            logging.warning('step %d: the run looks collapsed, %s. See "Collapse" in docs/training.md', step, why)
+        elif self._collapsed and not why:
+            logging.info("step %d: the run does not look collapsed any more", step)
+        self._collapsed = bool(why)
+
+
 class Evaluator:
-    """EER of the teacher on the trial lists that the config names."""
+    """The teacher while it learns: EER on the trial lists that the config names, crop retrieval on held-out speech."""
 
     def __init__(self, network, config: ConfigDict):
-        self._trials = {Path(path).stem: scoring.read_trials(path) for path in config.trials}
-        skipped = []
-        utterances = list(export.read_features(config.input, skipped))
-        self._ids = [utterance_id for utterance_id, _ in utterances]
-        self._log_mels = [log_mel for _, log_mel in utterances]
-        for trials in self._trials.values():
-            scoring.trial_rows(self._ids, trials)  # an unknown utterance must show before the training, not after it
         self._embed = export.Embedder(network)
-        logging.info("evaluation on %d utterances, %d of them skipped", len(self._ids), len(skipped))
+        self._trials = {Path(path).stem: scoring.read_trials(path) for path in config.eval.trials}
+        self._ids, self._log_mels, self._crops = [], [], None
+        if self._trials:
+            skipped = []
+            for utterance_id, log_mel in export.read_features(config.eval.input, skipped):
+                self._ids.append(utterance_id)
+                self._log_mels.append(log_mel)
+            for trials in self._trials.values():
+                scoring.trial_rows(self._ids, trials)  # an unknown utterance must show now, not after hours
+            logging.info("evaluation on %d utterances, %d files skipped", len(self._ids), len(skipped))
+        if config.held_out:
+            frames = config.views.local_frames
+            self._crops = pipeline.held_out_crops(config.data_dir, config.held_out, frames, config.seed)
+            logging.info("crop retrieval on %d crops of %d held-out utterances", len(self._crops[0]), config.held_out)
 
     def __call__(self, variables: dict) -> dict:
-        """{"eer_percent/<list>": ..., ...} of these variables."""
-        embeddings = self._embed(jax.tree.map(lambda x: x.addressable_data(0), variables), self._log_mels)
+        """{"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...} of these variables."""
+        variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
         row = {}
+        if self._crops:
+            row |= crop_retrieval(self._embed(variables, list(self._crops[0])), self._crops[1])
+            logging.info(
+                "of held-out crops %.1f %% find one of their utterance, EER %.2f %%",
+                row["crop_retrieval_percent"],
+                row["crop_eer_percent"],
+            )
+        embeddings = self._embed(variables, self._log_mels)
         for name, trials in self._trials.items():
             try:
                 results = scoring.evaluate(embeddings, self._ids, trials)

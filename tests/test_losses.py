@@ -1,5 +1,7 @@
 """Each loss against float64 NumPy, its gradient against finite differences, and the released numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def me_max_float64(log_p):
     return np.log(log_p.shape[-1]) - scipy.special.entr(mean).sum()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes)
 def test_student_log_probability_and_targets(size):
     batch, _, prototypes, seed = size
@@ -64,7 +66,7 @@ def test_student_log_probability_and_targets(size):
         np.testing.assert_allclose(losses.sinkhorn_targets(cosines, 0.1, 0.25, 3), q, rtol=1e-7)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes)
 def test_cross_entropy_and_me_max(size):
     batch, views, prototypes, seed = size
@@ -77,18 +79,18 @@ def test_cross_entropy_and_me_max(size):
     with jax.enable_x64(True):
         assert float(losses.cross_entropy(log_p, targets)) == pytest.approx(expected, rel=1e-10)
         assert float(losses.me_max(log_p)) == pytest.approx(me_max_float64(log_p), rel=1e-9, abs=1e-12)
-        gradient = jax.grad(losses.me_max)(log_p)
+        gradient = jax.jit(jax.grad(losses.me_max))(log_p)
     np.testing.assert_allclose(gradient, finite_difference(me_max_float64, log_p), atol=1e-7)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes)
 def test_koleo_and_its_gradient(size):
     batch, views, dimension, seed = size
     x = np.random.default_rng(seed).normal(size=(batch, views, dimension))
     with jax.enable_x64(True):
-        value, gradient = jax.value_and_grad(losses.koleo)(x[:, 0])
-        summed = float(losses.diversity(x))
+        value, gradient = jax.jit(jax.value_and_grad(losses.koleo))(x[:, 0])
+        summed = float(jax.jit(functools.partial(losses.over_view_groups, losses.koleo))(x))
     # The released form adds epsilon to every coordinate too, which shows below distances of about 1e-4.
     assert float(value) == pytest.approx(koleo_float64(x[:, 0]), abs=1e-3)
     assert summed == pytest.approx(sum(koleo_float64(x[:, v]) for v in range(views)), abs=1e-3 * views)
@@ -101,6 +103,41 @@ def test_koleo_in_groups():
     with jax.enable_x64(True):
         assert float(losses.koleo(x, 4)) == pytest.approx(koleo_float64(x, 4), rel=1e-6)
     assert koleo_float64(x, 4) != pytest.approx(koleo_float64(x), rel=1e-3)
+
+
+def correlation_float64(x, normalisation):
+    z = unit(x) if normalisation == "l2" else (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    return sum(np.outer(row, row) for row in z) / len(z)
+
+
+@pytest.mark.parametrize("normalisation", ["l2", "standardise"])
+@settings(max_examples=10, deadline=None)
+@given(size=sizes)
+def test_dimension_regularisation_and_its_gradient(normalisation, size):
+    batch, _, dimension, seed = size
+    x = np.random.default_rng(seed).normal(size=(batch, dimension))
+
+    def off_diagonal(x):
+        c = correlation_float64(x, normalisation)
+        return sum(c[i, j] ** 2 for i in range(dimension) for j in range(dimension) if i != j) / dimension
+
+    def frobenius(x):
+        return np.linalg.norm(correlation_float64(x, normalisation))
+
+    for actual, expected in ((losses.off_diagonal, off_diagonal), (losses.frobenius, frobenius)):
+        with jax.enable_x64(True):
+            term = jax.value_and_grad(lambda x: actual(losses.correlation(x, normalisation)))  # noqa: B023
+            value, gradient = jax.jit(term)(x)
+        assert float(value) == pytest.approx(expected(x), rel=1e-9, abs=1e-9)
+        reference = finite_difference(expected, x)
+        np.testing.assert_allclose(gradient, reference, atol=1e-5 * max(1.0, np.abs(reference).max()))
+
+
+def test_frobenius_of_known_batches():
+    same, spread = np.ones((6, 4)), np.eye(4)  # one direction; every dimension equally
+    assert float(losses.frobenius(losses.correlation(same, "l2"))) == pytest.approx(1)
+    assert float(losses.frobenius(losses.correlation(spread, "l2"))) == pytest.approx(4**-0.5)
+    assert float(losses.off_diagonal(losses.correlation(spread, "l2"))) == pytest.approx(0, abs=1e-7)
 
 
 def test_me_max_is_zero_for_equal_use_and_log_k_for_one_prototype():
@@ -123,7 +160,9 @@ def test_everything_is_finite_in_float32_for_extreme_batches(target, kind):
     def total(x, prototypes):
         targets, _ = teacher_targets(x[:, None], prototypes, jnp.zeros(50), Objective(targets=target))
         log_p = losses.student_log_probability(losses.cosine_logits(x[:, None], prototypes), 1e-3)
-        return losses.cross_entropy(log_p, targets) + losses.me_max(log_p) + losses.diversity(x[:, None])
+        matrices = [losses.correlation(x, normalisation) for normalisation in ("l2", "standardise")]
+        dimensions = sum(losses.off_diagonal(matrix) + losses.frobenius(matrix) for matrix in matrices)
+        return losses.cross_entropy(log_p, targets) + losses.me_max(log_p) + losses.koleo(x) + dimensions
 
     value, gradients = jax.value_and_grad(total, argnums=(0, 1))(x, prototypes)
     assert np.isfinite(value)

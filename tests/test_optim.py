@@ -22,18 +22,22 @@ def test_warmup_may_be_absent():
 
 
 def test_ema_momentum():
-    schedule = optim.ema_momentum(0.996, 100)
+    schedule = optim.ema_momentum(0.996, 1.0, 100)
     assert float(schedule(0)) == pytest.approx(0.996)
     assert float(schedule(50)) == pytest.approx(0.998)
     assert float(schedule(100)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_three_steps_of_sgd(clip_norm):
+def test_ema_momentum_may_stay():
+    assert float(optim.ema_momentum(0.99, 0.99, 100)(37)) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("scope", ["off", "tensor", "global"])
+def test_three_steps_of_sgd(scope):
     rng = np.random.default_rng(0)
-    rates, momentum, decay, multiplier = [0.1, 0.2, 0.05], 0.9, 0.01, 4.0
+    rates, momentum, decay, multiplier, clip_norm = [0.1, 0.2, 0.05], 0.9, 0.01, 4.0, 0.5
     params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
-    transform = optim.sgd(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, multiplier)
+    transform = optim.sgd(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, scope, multiplier)
     state, actual = transform.init(params), params
     expected = {"w": params["network"]["w"], "b": params["network"]["b"], "p": params["prototypes"]}
     velocity = {name: 0.0 for name in expected}
@@ -42,9 +46,11 @@ def test_three_steps_of_sgd(clip_norm):
         tree = {"network": {"w": gradients["w"], "b": gradients["b"]}, "prototypes": gradients["p"]}
         updates, state = transform.update(tree, state, actual)
         actual = optax.apply_updates(actual, updates)
+        whole = np.sqrt(np.square(gradients["w"]).sum() + np.square(gradients["b"]).sum())
         for name, gradient in gradients.items():
-            if name != "p" and clip_norm:
-                gradient = gradient * min(1, clip_norm / (np.linalg.norm(gradient) + 1e-6))
+            norm = {"off": 0, "tensor": np.linalg.norm(gradient), "global": whole}[scope]
+            if name != "p":
+                gradient = gradient * min(1, clip_norm / (norm + 1e-6))
             if name == "w":
                 gradient = gradient + decay * expected["w"]
             velocity[name] = momentum * velocity[name] + gradient
@@ -52,6 +58,13 @@ def test_three_steps_of_sgd(clip_norm):
     np.testing.assert_allclose(actual["network"]["w"], expected["w"], rtol=1e-5)
     np.testing.assert_allclose(actual["network"]["b"], expected["b"], rtol=1e-5)
     np.testing.assert_allclose(actual["prototypes"], expected["p"], rtol=1e-5)
+
+
+def test_gradients_within_the_bound_are_not_scaled():
+    gradients = {"a": np.array([0.3, 0.4]), "b": np.array([1.0])}  # norms 0.5, 1 and together 1.118
+    for scope, factor in (("tensor", 1.0), ("global", 1.1 / 1.25**0.5)):
+        clipped, _ = optim.clip(1.1, scope).update(gradients, optax.EmptyState())
+        np.testing.assert_allclose(clipped["a"], factor * gradients["a"], rtol=1e-5)
 
 
 def test_ema():

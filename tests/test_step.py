@@ -10,7 +10,7 @@ from released_names import network_sizes, network_variables
 
 from sdpn_jax import optim
 from sdpn_jax.models.network import Network
-from sdpn_jax.step import Objective, TrainState, health, init_state, make_train_step
+from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, loss_terms, make_train_step
 
 SMALL = Network(
     channels=(16, 16, 16, 16, 24),
@@ -59,7 +59,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
                 "local": view["local"].transpose(1, 0, 3, 2),
             }
             state, metrics = compiled(float(clip_norm))[0](state, batch)
-            history = [float(metrics[name]) for name in ("loss", "cross_entropy", "me_max", "diversity")]
+            history = [float(metrics[name]) for name in ("loss", "cross_entropy", "me_max", "koleo")]
             if dtype == np.float64 or i < 2:  # the first rate is 0: until here no update has been felt
                 np.testing.assert_allclose(history, vectors["history_loss_ce_memax_koleo"][i], rtol=rtol)
 
@@ -136,6 +136,63 @@ def test_everything_stays_float32_and_the_step_counts(one_step):
     assert all(np.all(np.isfinite(leaf)) for leaf in floats)
 
 
+def test_each_weight_scales_its_term():
+    rng = np.random.default_rng(0)
+    log_p = jnp.log(rng.dirichlet(np.ones(5), size=(6, 2)))
+    terms = loss_terms(log_p, rng.dirichlet(np.ones(5), size=(6, 1)), rng.normal(size=(6, 2, 4)), Objective())
+    assert {f"{name}_weight" for name in terms} - {"cross_entropy_weight"} == {
+        field for field in Objective.__dataclass_fields__ if field.endswith("_weight")
+    }
+    weights = dict(me_max_weight=2.0, koleo_weight=0.3, off_diagonal_weight=0.7, frobenius_weight=5.0)
+    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0)
+    step = make_train_step(SMALL, optimizer, Objective(**weights), lambda step: 0.1, lambda step: 0.9)
+    batch = {name: rng.normal(size=(6, 2, 20, 80)).astype(np.float32) for name in ("global", "local")}
+    _, metrics = jax.jit(step)(init_state(SMALL, 10, optimizer, 0), batch)
+    expected = float(metrics["cross_entropy"]) + sum(
+        weight * float(metrics[field.removesuffix("_weight")]) for field, weight in weights.items()
+    )
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_fixed_prototypes_stay(one_step):
+    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0, prototype_multiplier=0.0)
+    step = make_train_step(SMALL, optimizer, Objective(), lambda step: 0.1, lambda step: 0.9)
+    state = init_state(SMALL, 10, optimizer, 0)
+    rng = np.random.default_rng(0)
+    batch = {name: rng.normal(size=(6, 2, 20, 80)).astype(np.float32) for name in ("global", "local")}
+    after, _ = jax.jit(step)(state, batch)
+    np.testing.assert_array_equal(after.prototypes, state.prototypes)
+    assert np.any(one_step[1].prototypes != one_step[0].prototypes)
+
+
+def test_ema_distance(one_step):
+    _, after, metrics = one_step
+    teacher, student = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree["params"])])
+                        for tree in (after.teacher, after.student))  # fmt: skip
+    expected = np.linalg.norm(student - teacher) / np.linalg.norm(student)
+    assert expected > 0
+    assert float(metrics["ema_distance"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_targets_told_apart():
+    batch, prototypes = 8, 20
+    log_p, embedding = np.log(np.full((batch, 2, prototypes), 0.05)), np.random.default_rng(0).normal(size=(8, 2, 8))
+    each_its_own = np.eye(prototypes)[:batch, None]
+    pairs = np.eye(prototypes)[np.arange(batch) // 2][:, None]
+    one = np.broadcast_to(np.eye(prototypes)[3], (batch, 1, prototypes))
+    uniform = np.full((batch, 1, prototypes), 0.05)
+    for targets, expected in ((each_its_own, 8), (pairs, 4), (one, 1), (uniform, 1)):
+        assert float(health(embedding, targets, log_p)["targets_told_apart"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_signature_of_collapse():
+    healthy = {"targets_told_apart": 12.0, "embedding_cosine": 0.1, "effective_rank": 20.0}
+    assert looks_collapsed(healthy) is None
+    assert "same target" in looks_collapsed(healthy | {"targets_told_apart": 1.1})
+    assert "same way" in looks_collapsed(healthy | {"embedding_cosine": 0.99})
+    assert "one line" in looks_collapsed(healthy | {"effective_rank": 1.1})
+
+
 def test_health_of_a_collapsed_and_of_a_spread_batch():
     batch, views, size = 8, 1, 8
     log_p = np.log(np.full((batch, views, 5), 0.2))
@@ -149,4 +206,7 @@ def test_health_of_a_collapsed_and_of_a_spread_batch():
     assert float(spread["prototypes_in_use"]) == pytest.approx(5, rel=1e-5)
     assert float(spread["effective_rank"]) == pytest.approx(size - 1, rel=1e-4)  # the mean takes one dimension
     assert float(spread["embedding_cosine"]) == pytest.approx(0, abs=1e-6)
+    assert float(spread["embedding_cosine_max"]) == pytest.approx(0, abs=1e-6)
+    pair = np.concatenate([np.eye(4), np.eye(4)[:1]])[:, None]  # the first and the last are equal, the others apart
+    assert float(health(pair, jnp.full((5, 1, 5), 0.2), log_p[:5])["embedding_cosine_max"]) == pytest.approx(2 / 5)
     assert float(spread["target_entropy"]) == pytest.approx(np.log(5), rel=1e-5)

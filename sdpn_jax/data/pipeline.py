@@ -99,15 +99,19 @@ def dataset(
     views: Views,
     process_index: int = 0,
     process_count: int = 1,
+    held_out: int = 0,
 ) -> grain.MapDataset:
     """Element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], "local": [b, V, Tl, F]}.
 
-    b = batch_size / process_count. Every epoch has its own order, and no utterance is twice in a batch.
+    b = batch_size / process_count. Every epoch has its own order, and no utterance is twice in a batch. The last
+    `held_out` utterances are left to `held_out_crops`.
     """
     source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
-    in_epoch = steps_per_epoch(len(source), batch_size) * batch_size
+    used = len(source) - held_out
+    in_epoch = steps_per_epoch(used, batch_size) * batch_size
     shares = (
         grain.MapDataset.source(source)
+        .slice(slice(0, used))
         .seed(seed)
         .shuffle()
         .slice(slice(0, in_epoch))
@@ -127,9 +131,10 @@ def batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    held_out: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps first_step, first_step + 1, ... without end; `workers` processes read ahead (0: threads)."""
-    shares = dataset(directory, batch_size, seed, views, process_index, process_count)
+    shares = dataset(directory, batch_size, seed, views, process_index, process_count, held_out)
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
     if workers:
@@ -137,3 +142,30 @@ def batches(
             flags.FLAGS.mark_as_parsed()
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(iterator)
+
+
+def held_out_crops(
+    directory: str | Path, held_out: int, frames: int, seed: int, count: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of the last `held_out` utterances: (log-mel [M, frames, F] float16, number of the utterance of each [M]).
+
+    Of each utterance up to `count` stretches that do not overlap, each from a random augmented version where there is
+    one; utterances too short for two of them are left out. Raises UserError when fewer than two utterances are left.
+    """
+    source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
+    rng = np.random.default_rng(seed)
+    crops, numbers = [], []
+    for number in range(max(len(source) - held_out, 0), len(source)):
+        log_mel = records.decode(source[number]).log_mel
+        parts = min(count, log_mel.shape[1] // frames)
+        if parts < 2:
+            continue
+        starts = np.sort(rng.integers(log_mel.shape[1] - parts * frames + 1, size=parts)) + frames * np.arange(parts)
+        versions = rng.integers(1, len(log_mel), size=parts) if len(log_mel) > 1 else np.zeros(parts, int)
+        crops += [log_mel[version, start : start + frames] for version, start in zip(versions, starts, strict=True)]
+        numbers += [number] * parts
+    if len(set(numbers)) < 2:
+        raise UserError(
+            f"held_out={held_out}: crop retrieval needs at least two held-out utterances of {2 * frames} frames or more"
+        )
+    return np.stack(crops), np.asarray(numbers)

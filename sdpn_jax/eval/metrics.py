@@ -89,3 +89,26 @@ def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float
 def _rejected(group: np.ndarray, groups: int) -> np.ndarray:
     """How many members lie below each of the thresholds: [groups + 1] from 0 to all of them."""
     return np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])
+
+
+def crop_retrieval(embeddings: ArrayLike, utterances: ArrayLike) -> dict[str, float]:
+    """How well crops find the other crops of their utterance, which needs no speaker labels.
+
+    Args:
+        embeddings: [M, D] of crops; compared by cosine.
+        utterances: [M] the number of the utterance that each crop is from.
+
+    Returns:
+        crop_retrieval_percent: of how many crops the nearest other crop is of the same utterance.
+        crop_eer_percent: equal error rate of all pairs, those of one utterance being the targets.
+    """
+    embeddings, utterances = np.asarray(embeddings, np.float64), np.asarray(utterances)
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    cosines = unit @ unit.T
+    same = utterances[:, None] == utterances
+    pairs = np.triu_indices(len(utterances), 1)
+    nearest = np.argmax(np.where(np.eye(len(utterances), dtype=bool), -np.inf, cosines), axis=1)
+    return {
+        "crop_retrieval_percent": 100 * float(np.mean(utterances[nearest] == utterances)),
+        "crop_eer_percent": 100 * eer(cosines[pairs], same[pairs]),
+    }

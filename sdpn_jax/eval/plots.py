@@ -45,11 +45,18 @@ RATE_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60,
 # Title, keys and labels of each panel of plot_training; keys ending in * stand for all that begin so.
 PANELS = (
     ("Loss", {"loss": "total", "cross_entropy": "cross-entropy"}),
-    ("Loss terms, unweighted", {"me_max": "me-max", "diversity": "diversity"}),
+    (
+        "Loss terms, unweighted",
+        {"me_max": "me-max", "koleo": "KoLeo", "off_diagonal": "off-diagonal", "frobenius": "Frobenius"},
+    ),
     ("EER (%)", "eer_percent"),
-    ("Prototypes in use (perplexity)", {"prototypes_in_use": ""}),
+    ("Crops of held-out utterances (%)", {"crop_retrieval_percent": "found", "crop_eer_percent": "EER"}),
+    ("Perplexities", {"prototypes_in_use": "prototypes in use", "targets_told_apart": "targets told apart"}),
+    ("Targets", {"target_max": "mean maximum", "agreement": "agreement with student"}),
     ("Embedding std. (1: spread evenly, 0: collapsed)", {"embedding_std": ""}),
     ("Effective rank of the embeddings", {"effective_rank": ""}),
+    ("Cosine of two embeddings", {"embedding_cosine": "mean", "embedding_cosine_max": "nearest"}),
+    ("Teacher-student distance, relative", {"ema_distance": ""}),
     ("Learning rate", {"learning_rate": ""}),
     ("Teacher momentum", {"teacher_momentum": ""}),
 )

@@ -175,3 +175,49 @@ def test_every_utterance_once_an_epoch_and_new_orders(shards):
 def test_a_batch_larger_than_the_corpus_is_refused(shards):
     with pytest.raises(UserError, match="batch_size=12 is more than the 11"):
         pipeline.dataset(shards, 12, 0, SMALL)
+
+
+def test_held_out_utterances_are_not_trained_on(shards):
+    """Every crop of the training batches and none of the held-out ones is found in the first utterances."""
+    source = [records.decode(record) for path in records.shard_paths(shards) for record in records.read_shard(path)]
+
+    def owner(crop):
+        windows = (
+            (i, version[start : start + len(crop)])
+            for i, item in enumerate(source)
+            for version in item.log_mel
+            for start in range(len(version) - len(crop) + 1)
+        )
+        return {i for i, window in windows if np.array_equal(window, crop)}
+
+    views = Views(global_frames=5, local_count=1, local_frames=5, mask_probability=0)
+    batches = itertools.islice(pipeline.batches(shards, 4, 0, views, held_out=3), 4)
+    trained = [owner(crop) for batch in batches for crop in batch["local"].reshape(-1, 5, 80)]
+    assert set().union(*trained) == set(range(8))
+    crops, numbers = pipeline.held_out_crops(shards, 3, 5, 0)
+    assert crops.dtype == np.float16
+    assert set(numbers) == {8, 9, 10}
+    assert [owner(crop) for crop in crops] == [{number} for number in numbers]
+
+
+def test_held_out_crops_do_not_overlap(shards):
+    crops, numbers = pipeline.held_out_crops(shards, 11, 20, 0)
+    source = [records.decode(record) for path in records.shard_paths(shards) for record in records.read_shard(path)]
+    for number in set(numbers):
+        starts = []
+        for crop in crops[numbers == number]:
+            log_mel = source[number].log_mel
+            found = [s for v in log_mel[1:] for s in range(len(v) - 19) if np.array_equal(v[s : s + 20], crop)]
+            assert len(found) == 1
+            starts += found
+        assert 2 <= len(starts) <= 4
+        assert np.all(np.diff(starts) >= 20)
+    again, _ = pipeline.held_out_crops(shards, 11, 20, 0)
+    np.testing.assert_array_equal(crops, again)
+
+
+def test_too_few_held_out_utterances(shards):
+    with pytest.raises(UserError, match="held_out=1"):
+        pipeline.held_out_crops(shards, 1, 10, 0)
+    with pytest.raises(UserError, match="batch_size=9 is more than the 8"):
+        pipeline.dataset(shards, 9, 0, SMALL, held_out=3)

@@ -136,3 +136,16 @@ def test_wrong_arguments():
             metrics.min_dcf([0.1, 0.2], [0, 1], p_target)
     with pytest.raises(ValueError, match="costs"):
         metrics.min_dcf([0.1, 0.2], [0, 1], 0.1, c_miss=0)
+
+
+def test_crop_retrieval():
+    """Three utterances in the plane; the third one's crops lie apart, each beside another utterance's."""
+    degrees = np.radians([0, 10, 90, 100, 13, 87.5])
+    crops = np.stack([np.cos(degrees), np.sin(degrees)], axis=1) * [[1.0], [7.0], [1.0], [2.0], [1.0], [3.0]]
+    found = metrics.crop_retrieval(crops, [0, 0, 1, 1, 2, 2])
+    # Nearest: 0 -> 10 yes, 10 -> 13 no, 90 -> 87.5 no, 100 -> 90 yes, 13 -> 10 no, 87.5 -> 90 no.
+    assert found["crop_retrieval_percent"] == pytest.approx(100 * 2 / 6)
+    cosines = [np.cos(degrees[i] - degrees[j]) for i in range(6) for j in range(i)]
+    labels = [i // 2 == j // 2 for i in range(6) for j in range(i)]
+    assert found["crop_eer_percent"] == pytest.approx(100 * metrics.eer(cosines, labels))
+    assert metrics.crop_retrieval(crops[:4], [0, 0, 1, 1]) == {"crop_retrieval_percent": 100, "crop_eer_percent": 0}

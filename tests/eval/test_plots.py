@@ -121,11 +121,10 @@ def test_training_panels(tmp_path, figures):
 
 
 def test_every_panel(tmp_path, figures):
-    keys = "loss cross_entropy me_max diversity eer_percent prototypes_in_use embedding_std effective_rank"
-    keys += " learning_rate teacher_momentum"
-    plots.plot_training([dict.fromkeys(keys.split(), 0.5) | {"step": 7}], tmp_path / "training.png")
-    assert len(figures[0].axes) == 8
-    assert sum(len(axes.lines) for axes in figures[0].axes) == 10
+    keys = {key for _, panel in plots.PANELS for key in ([panel] if isinstance(panel, str) else panel)}
+    plots.plot_training([dict.fromkeys(keys, 0.5) | {"step": 7}], tmp_path / "training.png")
+    assert len(figures[0].axes) == len(plots.PANELS)
+    assert sum(len(axes.lines) for axes in figures[0].axes) == len(keys)
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])

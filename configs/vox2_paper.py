@@ -1,0 +1,15 @@
+"""SDPN to the letter of its paper (arXiv 2308.02774): targets are a plain sharpened softmax, no mean-entropy term."""
+
+from ml_collections import ConfigDict
+
+from configs import vox2
+
+
+def get_config() -> ConfigDict:
+    """vox2.py with the loss L = L_CE + 0.1 L_DR of the paper."""
+    config = vox2.get_config()
+    config.workdir = "runs/vox2_paper"
+    config.objective.targets = "softmax"
+    config.objective.sharpening = 0.25
+    config.objective.me_max_weight = 0.0
+    return config

@@ -1,0 +1,17 @@
+"""SDPN as its authors' released code runs it on 4 GPUs of 96 utterances."""
+
+from ml_collections import ConfigDict
+
+from configs import vox2
+
+
+def get_config() -> ConfigDict:
+    """vox2.py with Sinkhorn targets, KoLeo within one GPU's share, the prototypes' gradient summed over the GPUs."""
+    config = vox2.get_config()
+    config.workdir = "runs/vox2_released"
+    config.prototype_multiplier = 4.0
+    config.objective.targets = "sinkhorn"
+    config.objective.sharpening = 0.25
+    config.objective.koleo_group = 96
+    config.views.mask_value = "silence"
+    return config
