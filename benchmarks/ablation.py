@@ -30,7 +30,7 @@ VARIANTS = {
     "dimension regularisation": {"objective.koleo_weight": 0.0, "objective.frobenius_weight": 1.0},
     "fixed random prototypes": {"prototype_multiplier": 0.0},
 }
-HEALTH = ("prototypes_in_use", "targets_told_apart", "effective_rank", "crop_eer_percent")
+HEALTH = ("prototypes_in_interval", "targets_told_apart", "effective_rank", "crop_eer_percent")
 
 
 def command(name: str, seed: int, workdir: Path) -> list[str]:

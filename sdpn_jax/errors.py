@@ -1,9 +1,13 @@
-"""How a command ends when the user's input is wrong: one clear line, no traceback."""
+"""How a command runs: its log, and how it ends when the user's input is wrong, with one clear line and no traceback."""
 
+import logging as pylogging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
+
+PACKAGE = str(Path(__file__).parent)
 
 
 class UserError(Exception):
@@ -21,7 +25,14 @@ def run(main: Callable) -> None:
         except UserError as error:
             fail(error)
 
+    flags.FLAGS.set_default("verbosity", logging.INFO)
+    logging.get_absl_handler().addFilter(_ours_or_a_warning)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _ours_or_a_warning(record: pylogging.LogRecord) -> bool:
+    """Keeps libraries' chatter out of the log: Orbax alone says a dozen lines about every checkpoint."""
+    return record.levelno >= pylogging.WARNING or record.pathname.startswith(PACKAGE)
 
 
 def fail(message) -> None:

@@ -3,11 +3,10 @@
 python -m sdpn_jax.main --config=configs/librispeech.py --config.data_dir=shards [--workdir=DIR] [--config.FIELD=VALUE]
 """
 
-import logging as pylogging
 import os
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from sdpn_jax import errors
@@ -26,16 +25,7 @@ def use_huge_pages() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def quiet_orbax() -> None:
-    """Lets only Orbax's warnings through: it says a dozen lines about every checkpoint."""
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= pylogging.WARNING or "orbax" not in record.pathname
-    )
-
-
 def main(_) -> None:
-    logging.set_verbosity(logging.INFO)
-    quiet_orbax()
     from sdpn_jax import demo, train  # JAX starts here, after the flags have been read
 
     config = FLAGS.config

@@ -160,6 +160,7 @@ def make_train_step(
 def health(embedding, targets, log_probability) -> dict:
     """Signs of life or collapse of one batch: embedding [B, V, D], targets [B, G, K], log_probability [B, V, K].
 
+    All scalars but `mean_target` [K], from which the prototypes used by many batches together can be counted.
     `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
     the mean target - mean entropy of a target), the perplexity of the information that a target holds about its
     utterance: 1 when all utterances have the same target, be it one prototype or all of them equally, at most B.
@@ -170,7 +171,8 @@ def health(embedding, targets, log_probability) -> dict:
     likeliest prototype is the teacher's.
     """
     entropy = lambda p: -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)  # noqa: E731
-    in_use, of_each = entropy(targets.mean((0, 1))), jnp.mean(entropy(targets))
+    mean_target = targets.mean((0, 1))
+    in_use, of_each = entropy(mean_target), jnp.mean(entropy(targets))
     agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
 
     normalised = losses.l2_normalise(embedding)
@@ -181,6 +183,7 @@ def health(embedding, targets, log_probability) -> dict:
     cosines = jnp.einsum("ivd,jvd->vij", normalised, normalised)
     others = ~jnp.eye(batch, dtype=bool)
     return {
+        "mean_target": mean_target,
         "prototypes_in_use": jnp.exp(in_use),
         "targets_told_apart": jnp.exp(in_use - of_each),
         "target_entropy": of_each,

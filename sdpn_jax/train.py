@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.special
 from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -116,7 +117,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             timer.steps += 1
             stop_if_not_finite(interval, done, checkpoints)
             if done % config.log_every == 0 or done == num_steps:
-                row = {name: float(np.mean(values)) for name, values in columns(jax.device_get(interval)).items()}
+                row = interval_means(jax.device_get(interval))
                 stop_if_not_finite(interval, done, checkpoints, everything=True)
                 interval = []
                 if is_first_process:
@@ -210,9 +211,14 @@ def state_of(parts: dict) -> TrainState:
     return TrainState(student=parts["student"], teacher=parts["teacher"], **parts["rest"])
 
 
-def columns(rows: list[dict]) -> dict[str, list]:
-    """[{name: value}] -> {name: [values]}."""
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def interval_means(rows: list[dict]) -> dict[str, float]:
+    """Means of the metrics of some steps, and `prototypes_in_interval`, the perplexity of all their targets' mean."""
+    means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in rows[0]}
+    mean_target = means.pop("mean_target")
+    return {
+        **{name: float(value) for name, value in means.items()},
+        "prototypes_in_interval": float(np.exp(scipy.special.entr(mean_target).sum())),
+    }
 
 
 def stop_if_not_finite(interval: list[dict], done: int, checkpoints, everything: bool = False) -> None:
@@ -227,7 +233,7 @@ def stop_if_not_finite(interval: list[dict], done: int, checkpoints, everything:
         loss = jax.device_get(metrics["loss"])
         if not math.isfinite(loss):
             values = {name: value for name, value in jax.device_get(metrics).items() if name != "loss"}
-            culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+            culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if not np.isfinite(value).all())
             checkpoints.wait_until_finished()
             raise UserError(
                 f"step {done - age + 1}: the loss is not finite ({culprits or loss}); nothing of it was saved, "

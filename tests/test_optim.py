@@ -32,10 +32,10 @@ def test_ema_momentum_may_stay():
     assert float(optim.ema_momentum(0.99, 0.99, 100)(37)) == pytest.approx(0.99)
 
 
-@pytest.mark.parametrize("scope", ["off", "tensor", "global"])
-def test_three_steps_of_sgd(scope):
+@pytest.mark.parametrize("scope, multiplier", [("off", 0.0), ("tensor", 4.0), ("global", 1.0)])
+def test_three_steps_of_sgd(scope, multiplier):
     rng = np.random.default_rng(0)
-    rates, momentum, decay, multiplier, clip_norm = [0.1, 0.2, 0.05], 0.9, 0.01, 4.0, 0.5
+    rates, momentum, decay, clip_norm = [0.1, 0.2, 0.05], 0.9, 0.01, 0.5
     params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
     transform = optim.sgd(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, scope, multiplier)
     state, actual = transform.init(params), params
@@ -58,6 +58,8 @@ def test_three_steps_of_sgd(scope):
     np.testing.assert_allclose(actual["network"]["w"], expected["w"], rtol=1e-5)
     np.testing.assert_allclose(actual["network"]["b"], expected["b"], rtol=1e-5)
     np.testing.assert_allclose(actual["prototypes"], expected["p"], rtol=1e-5)
+    moved = np.any(actual["prototypes"] != np.float32(params["prototypes"]))
+    assert moved == (multiplier != 0)
 
 
 def test_gradients_within_the_bound_are_not_scaled():

@@ -10,7 +10,8 @@ from released_names import network_sizes, network_variables
 
 from sdpn_jax import optim
 from sdpn_jax.models.network import Network
-from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, loss_terms, make_train_step
+from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, make_train_step
+from sdpn_jax.train import interval_means
 
 SMALL = Network(
     channels=(16, 16, 16, 16, 24),
@@ -88,11 +89,14 @@ def distance(actual, expected) -> float:
     return float(np.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(size))))
 
 
+WEIGHTS = {"me_max_weight": 2.0, "koleo_weight": 0.3, "off_diagonal_weight": 0.7, "frobenius_weight": 5.0}
+
+
 @pytest.fixture(scope="module")
 def one_step():
     """(state before, state after, metrics) of one step of a small network."""
     optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0)
-    step = make_train_step(SMALL, optimizer, Objective(), lambda step: 0.1, lambda step: 0.9)
+    step = make_train_step(SMALL, optimizer, Objective(**WEIGHTS), lambda step: 0.1, lambda step: 0.9)
     state = init_state(SMALL, 10, optimizer, 0)
     rng = np.random.default_rng(0)
     batch = {
@@ -136,33 +140,13 @@ def test_everything_stays_float32_and_the_step_counts(one_step):
     assert all(np.all(np.isfinite(leaf)) for leaf in floats)
 
 
-def test_each_weight_scales_its_term():
-    rng = np.random.default_rng(0)
-    log_p = jnp.log(rng.dirichlet(np.ones(5), size=(6, 2)))
-    terms = loss_terms(log_p, rng.dirichlet(np.ones(5), size=(6, 1)), rng.normal(size=(6, 2, 4)), Objective())
-    assert {f"{name}_weight" for name in terms} - {"cross_entropy_weight"} == {
-        field for field in Objective.__dataclass_fields__ if field.endswith("_weight")
-    }
-    weights = dict(me_max_weight=2.0, koleo_weight=0.3, off_diagonal_weight=0.7, frobenius_weight=5.0)
-    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0)
-    step = make_train_step(SMALL, optimizer, Objective(**weights), lambda step: 0.1, lambda step: 0.9)
-    batch = {name: rng.normal(size=(6, 2, 20, 80)).astype(np.float32) for name in ("global", "local")}
-    _, metrics = jax.jit(step)(init_state(SMALL, 10, optimizer, 0), batch)
+def test_each_weight_scales_its_term(one_step):
+    _, _, metrics = one_step
+    assert {field for field in Objective.__dataclass_fields__ if field.endswith("_weight")} == set(WEIGHTS)
     expected = float(metrics["cross_entropy"]) + sum(
-        weight * float(metrics[field.removesuffix("_weight")]) for field, weight in weights.items()
+        weight * float(metrics[field.removesuffix("_weight")]) for field, weight in WEIGHTS.items()
     )
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_fixed_prototypes_stay(one_step):
-    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0, prototype_multiplier=0.0)
-    step = make_train_step(SMALL, optimizer, Objective(), lambda step: 0.1, lambda step: 0.9)
-    state = init_state(SMALL, 10, optimizer, 0)
-    rng = np.random.default_rng(0)
-    batch = {name: rng.normal(size=(6, 2, 20, 80)).astype(np.float32) for name in ("global", "local")}
-    after, _ = jax.jit(step)(state, batch)
-    np.testing.assert_array_equal(after.prototypes, state.prototypes)
-    assert np.any(one_step[1].prototypes != one_step[0].prototypes)
 
 
 def test_ema_distance(one_step):
@@ -210,3 +194,9 @@ def test_health_of_a_collapsed_and_of_a_spread_batch():
     pair = np.concatenate([np.eye(4), np.eye(4)[:1]])[:, None]  # the first and the last are equal, the others apart
     assert float(health(pair, jnp.full((5, 1, 5), 0.2), log_p[:5])["embedding_cosine_max"]) == pytest.approx(2 / 5)
     assert float(spread["target_entropy"]) == pytest.approx(np.log(5), rel=1e-5)
+
+
+def test_interval_means_count_prototypes_over_batches():
+    """Two batches that use one prototype each use two together."""
+    rows = [{"loss": loss, "mean_target": np.eye(5)[k]} for loss, k in ((1.0, 0), (3.0, 2))]
+    assert interval_means(rows) == pytest.approx({"loss": 2.0, "prototypes_in_interval": 2.0})

@@ -51,7 +51,14 @@ PANELS = (
     ),
     ("EER (%)", "eer_percent"),
     ("Crops of held-out utterances (%)", {"crop_retrieval_percent": "found", "crop_eer_percent": "EER"}),
-    ("Perplexities", {"prototypes_in_use": "prototypes in use", "targets_told_apart": "targets told apart"}),
+    (
+        "Prototypes in use (perplexity)",
+        {
+            "prototypes_in_interval": "log interval",
+            "prototypes_in_use": "one batch",
+            "targets_told_apart": "told apart",
+        },
+    ),
     ("Targets", {"target_max": "mean maximum", "agreement": "agreement with student"}),
     ("Embedding std. (1: spread evenly, 0: collapsed)", {"embedding_std": ""}),
     ("Effective rank of the embeddings", {"effective_rank": ""}),

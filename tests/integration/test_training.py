@@ -31,6 +31,7 @@ def get_config():
     config.model.embedding_size = 16
     config.model.hidden_size = 16
     config.model.projection_size = 8
+    config.held_out = 4
     config.log_every = 1
     config.checkpoint_every = 5
     return config
@@ -80,7 +81,7 @@ def workplace(tmp_path_factory):
         "--augmentations=2",
         "--workers=1",
     )
-    train(folder, folder / "whole", *evaluated(folder))
+    (folder / "whole.log").write_text(train(folder, folder / "whole", *evaluated(folder)).stderr)
     return folder
 
 
@@ -111,12 +112,25 @@ def test_a_run_leaves_everything_behind(workplace):
     rows = rows_of(workdir)
     assert sorted(losses_of(workdir)) == list(range(1, 21))
     assert [row["step"] for row in rows if "eer_percent/trials" in row] == [0, 10, 20]
-    wanted = "prototypes_in_use embedding_std effective_rank learning_rate teacher_momentum gradient_norm"
+    assert all("crop_eer_percent" in row for row in rows if "eer_percent/trials" in row)
+    wanted = (
+        "prototypes_in_use targets_told_apart embedding_std effective_rank learning_rate teacher_momentum gradient_norm"
+    )
     assert all(set(wanted.split()) <= set(row) for row in rows if "loss" in row)
     assert (workdir / "training.png").stat().st_size > 10_000
     assert list(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
     assert (workplace / "shards" / "skipped.txt").read_text().count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_collapse_warning(workplace):
+    """Without the terms that keep utterances apart the same run collapses, and says so once."""
+    nothing = "--config.objective.me_max_weight=0 --config.objective.koleo_weight=0 --config.objective.targets=softmax"
+    steps = "--config.objective.sharpening=1 --config.num_steps=100 --config.checkpoint_every=100"
+    said = train(workplace, workplace / "collapsed", *nothing.split(), *steps.split()).stderr
+    assert said.count("the run looks collapsed") == 1
+    assert "the run looks collapsed" not in (workplace / "whole.log").read_text()
 
 
 @pytest.mark.slow
@@ -188,7 +202,7 @@ def test_bad_input_gets_one_line(workplace):
     assert "no_such_field" in refused("main", *arguments, "--config.no_such_field=1")
     assert "no_such_config.py" in refused("main", "--config=no_such_config.py")
     assert "metadata.json is missing" in refused("main", *arguments, f"--config.data_dir={workplace / 'audio'}")
-    assert "batch_size=64 is more than the 20" in refused("main", *arguments, "--config.batch_size=64")
+    assert "batch_size=64 is more than the 16" in refused("main", *arguments, "--config.batch_size=64")
     assert "objective.targets='magic'" in refused("main", *arguments, "--config.objective.targets=magic")
     assert "num_prototypes=16" in refused(
         "main", *arguments_of(workplace, workplace / "whole"), "--config.num_prototypes=17"
