@@ -14,15 +14,16 @@ from sdpn_jax.errors import UserError
 SAMPLE_RATE = 16000  # Hz
 MIN_SECONDS = 0.1
 SILENCE_PEAK = 1e-4  # of full scale, after removing the mean: below it a recording counts as silent
-EXTENSIONS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac"))
+FFMPEG_EXTENSIONS = frozenset((".m4a", ".mp4", ".aac"))
+EXTENSIONS = FFMPEG_EXTENSIONS | {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 
 
 class AudioError(Exception):
     """Why a file cannot be used; such files are skipped and listed."""
 
 
-def read_audio(path: str | Path) -> np.ndarray:
-    """The recording as float32 [N] in [-1, 1], mono (mean of the channels), 16 kHz.
+def read_audio(path: str | Path, channel: int | None = None) -> np.ndarray:
+    """The recording as float32 [N] in [-1, 1], mono (mean of the channels, or one `channel` alone), 16 kHz.
 
     WAV, FLAC, OGG and MP3 through libsndfile, M4A, AAC and MP4 through FFmpeg. Raises AudioError for a file that is
     missing, unreadable, empty, shorter than 0.1 s, silent, or holds NaN or infinite samples.
@@ -34,11 +35,18 @@ def read_audio(path: str | Path) -> np.ndarray:
         samples, rate = _decode(path)
     except OSError as error:
         raise AudioError(error.strerror or "cannot be opened") from error
+    except AudioError:
+        raise
+    except Exception as error:  # damaged bytes make the decoders raise almost anything, MemoryError among it
+        raise AudioError(f"unreadable: {type(error).__name__}") from error
     if not len(samples):
         raise AudioError("no samples")
     if not np.isfinite(samples).all():
         raise AudioError("NaN or infinite samples")
-    mono = samples.mean(axis=1, dtype=np.float32)
+    if samples.shape[1] == 1:
+        mono = samples[:, 0]
+    else:
+        mono = samples.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(samples[:, channel])
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
     if len(mono) < MIN_SECONDS * SAMPLE_RATE:
@@ -48,9 +56,38 @@ def read_audio(path: str | Path) -> np.ndarray:
     return mono
 
 
+def seconds_of(path: str | Path) -> float | None:
+    """The length of a recording as its header says, without decoding; None where no header can be read."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() in FFMPEG_EXTENSIONS:
+            with av.open(str(path)) as container:
+                return container.duration / av.time_base if container.duration else None
+        info = soundfile.info(path)
+        return info.frames / info.samplerate if 0 < info.frames < 2**62 else None
+    except Exception:  # as in read_audio, which will say what is wrong with the file
+        return None
+
+
+def read_stretch(path: str | Path, num_samples: int, rng: np.random.Generator) -> np.ndarray | None:
+    """`num_samples` samples from a random place of a 16 kHz recording [num_samples], reading no more than these.
+
+    None when that cannot be done: another rate, a container that cannot be searched, or too short a recording.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate != SAMPLE_RATE or not file.seekable() or not num_samples <= file.frames < 2**62:
+                return None
+            file.seek(int(rng.integers(file.frames - num_samples + 1)))
+            samples = file.read(num_samples, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    return samples if len(samples) == num_samples and np.isfinite(samples).all() else None
+
+
 def _decode(path: Path) -> tuple[np.ndarray, int]:
     """(samples float32 [N, channels], rate in Hz)."""
-    if path.suffix.lower() in (".m4a", ".mp4", ".aac"):
+    if path.suffix.lower() in FFMPEG_EXTENSIONS:
         return _decode_ffmpeg(path)
     try:
         with soundfile.SoundFile(path) as file:
@@ -68,26 +105,33 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
             if not container.streams.audio:
                 raise AudioError("no audio in it")
             frames = list(container.decode(audio=0))
+            forms = {(frame.sample_rate, frame.layout.nb_channels) for frame in frames}
+            if len(forms) > 1:
+                raise AudioError("unreadable: rate or channels change within the file")
+            if any(channels > 8 for _, channels in forms):  # beyond 8 PyAV reads outside of a frame's memory
+                raise AudioError("unreadable: more than 8 channels")
             to_float = av.AudioResampler(format="fltp")
             blocks = [block.to_ndarray().T for frame in frames for block in to_float.resample(frame)]
-    except (av.FFmpegError, AttributeError, LookupError) as error:  # PyAV's stream of an unknown codec lacks attributes
-        raise AudioError(f"unreadable: {getattr(error, 'strerror', None) or 'unknown codec'}") from error
-    rates = {frame.sample_rate for frame in frames}
-    if len(rates) > 1:
-        raise AudioError("unreadable: the sample rate changes within the file")
-    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32), rates.pop() if rates else SAMPLE_RATE
+    except av.FFmpegError as error:
+        raise AudioError(f"unreadable: {error.strerror}") from error
+    except (AttributeError, LookupError) as error:  # PyAV's stream of an unknown codec lacks attributes
+        raise AudioError("unreadable: unknown codec") from error
+    if not blocks:
+        raise AudioError("no samples")
+    return np.concatenate(blocks), frames[0].sample_rate
 
 
 def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
     """(utterance id, path) of every recording of `source`, sorted by id.
 
     A folder: all audio files below it, ids their paths relative to it with '/' and extension, as VoxCeleb's trial lists
-    write them. A text file: a path on each line (relative: to the list's folder), ids relative to the folder that all
-    have in common. A Kaldi `wav.scp`: `id path` on each line. Raises UserError when it is missing, empty or malformed.
+    write them; folders `wav` and `aac` that hold everything are left out of the ids, so that VoxCeleb's own root will
+    do. A text file: a path on each line (relative: to the list's folder), ids relative to the folder that all have in
+    common. A Kaldi `wav.scp`: `id path` on each line. Raises UserError when it is missing, empty or malformed.
     """
     source = Path(source)
     if source.is_dir():
-        found = [(path.relative_to(source).as_posix(), path) for path in _audio_files(source)]
+        found = _below_wav_or_aac([(path.relative_to(source).as_posix(), path) for path in _audio_files(source)])
     elif source.is_file():
         found = _read_scp(source) if source.suffix == ".scp" else _read_list(source)
     else:
@@ -102,10 +146,21 @@ def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
+def _below_wav_or_aac(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """The same with ids relative to the last `wav` or `aac` among the folders that all have in common."""
+    common = os.path.commonprefix([name.split("/")[:-1] for name, _ in found])
+    places = [i for i, part in enumerate(common) if part in ("wav", "aac")]
+    return [(name.split("/", places[-1] + 1)[-1], path) for name, path in found] if places else found
+
+
 def _audio_files(folder: Path) -> list[Path]:
     """All audio files below a folder, hidden ones left out; links to folders are followed, each folder once."""
+
+    def refuse(error: OSError):
+        raise UserError(f"cannot look into {error.filename} ({error.strerror}): give access or leave it out")
+
     seen, found = set(), []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()

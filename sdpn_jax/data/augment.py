@@ -1,10 +1,13 @@
 """Noise and reverberation for the local views, on waveforms, in the proportions of the SDPN recipe."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import scipy.fft
 import scipy.signal
 from absl import logging
 
@@ -12,6 +15,8 @@ from sdpn_jax.data import audio
 from sdpn_jax.errors import UserError
 
 SNR_DB = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}  # MUSAN's types
+BABBLE_SPEAKERS = (3, 7)
+DRAWS = 20  # of files, before giving up
 REVERB_GAIN_DB = (-7.0, 3.0)
 SYNTHETIC_RT60_S = (0.15, 0.7)
 SYNTHETIC_DIRECT_DB = (-3.0, 12.0)  # direct sound over reverberation
@@ -28,37 +33,70 @@ class Sources:
     noises: dict[str, list[Path]] = field(default_factory=dict)
     rirs: list[Path] = field(default_factory=list)
 
+    def fingerprint(self) -> str:
+        """Changes with the files' names and sizes."""
+        stamps = [(kind, str(path), path.stat().st_size) for kind in self.noises for path in self.noises[kind]]
+        stamps += [("rir", str(path), path.stat().st_size) for path in self.rirs]
+        return hashlib.sha256(repr(stamps).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 def find_sources(noise: str | Path | None, rirs: str | Path | None) -> Sources:
     """The usable files of a noise folder and of a folder of room impulse responses (None: none).
 
     A noise folder with subfolders noise, speech or music (as MUSAN) gives these types, any other is all "noise".
-    Raises UserError when a folder holds nothing usable.
+    Of a folder of impulse responses the files of which a folder's or the file's own name speaks of noise are left out
+    (RIRS_NOISES holds both). Raises UserError when a folder holds nothing usable.
     """
     noises = {}
     if noise:
         types = [name for name in SNR_DB if (Path(noise) / name).is_dir()]
         noises = {name: _usable(Path(noise) / name) for name in types} or {"noise": _usable(noise)}
-    return Sources(noises, _usable(rirs) if rirs else [])
+    if not rirs:
+        return Sources(noises)
+    responses = [path for path in _usable(rirs) if "noise" not in path.relative_to(rirs).as_posix().lower()
+                 .replace("real_rirs_isotropic_noises", "")]  # fmt: skip
+    if not responses:
+        raise UserError(f"{rirs} holds noise alone, no room impulse responses")
+    return Sources(noises, responses)
 
 
 def _usable(folder: str | Path) -> list[Path]:
-    paths, bad = [], 0
-    for _, path in audio.find_utterances(folder):
-        try:
-            audio.read_audio(path)
-            paths.append(path)
-        except audio.AudioError as error:
-            bad += 1
-            logging.warning("%s is left out: %s", path, error)
+    """The recordings below a folder whose header can be read; those of tens of thousands take seconds."""
+    found = [path for _, path in audio.find_utterances(folder)]
+    paths = [path for path in found if audio.seconds_of(path)]
     if not paths:
-        raise UserError(f"none of the {bad} files in {folder} can be used")
+        raise UserError(f"none of the {len(found)} files in {folder} can be used")
+    if len(paths) < len(found):
+        bad = sorted(set(found) - set(paths))
+        logging.warning("%d of %d files in %s cannot be read, first %s", len(bad), len(found), folder, bad[0])
     return paths
 
 
-@lru_cache(maxsize=32)
-def _read(path: Path) -> np.ndarray:
+@lru_cache(maxsize=64)
+def _read_rir(path: Path) -> np.ndarray:
+    return audio.read_audio(path, channel=0)  # the mean of a microphone array's channels would be a comb filter
+
+
+@lru_cache(maxsize=8)
+def _read_noise(path: Path) -> np.ndarray:
     return audio.read_audio(path)
+
+
+def _draw(files: list[Path], read: Callable, rng: np.random.Generator) -> np.ndarray:
+    """What `read` gives for a random file; a file that cannot be decoded is named in the log and another one drawn."""
+    for _ in range(DRAWS):
+        path = files[rng.integers(len(files))]
+        try:
+            return read(path)
+        except audio.AudioError as error:
+            logging.warning("%s cannot be used: %s", path, error)
+    raise UserError(f"{DRAWS} of {DRAWS} files drawn from {path.parent} and its like cannot be decoded: see the log")
+
+
+def _noise_stretch(path: Path, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """A random stretch of a noise file, the file repeated where it is too short."""
+    stretch = audio.read_stretch(path, num_samples, rng)
+    return fit_length(_read_noise(path), num_samples, rng) if stretch is None else stretch
 
 
 def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -78,10 +116,8 @@ def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) ->
 
 def add_reverb(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
     """The waveform in a room, [N]: convolved with an impulse response of unit energy, gain uniform in -7..3 dB."""
-    if sources.rirs:
-        rir = _read(sources.rirs[rng.integers(len(sources.rirs))])
-    else:
-        rir = synthetic_rir(rng.uniform(*SYNTHETIC_RT60_S), rng)
+    rt60 = rng.uniform(*SYNTHETIC_RT60_S)
+    rir = _draw(sources.rirs, _read_rir, rng) if sources.rirs else synthetic_rir(rt60, rng)
     gain = 10 ** (rng.uniform(*REVERB_GAIN_DB) / 20)
     return (gain * convolve_rir(waveform, rir)).astype(np.float32)
 
@@ -97,11 +133,22 @@ def add_noise(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) 
     """The waveform plus noise of a random type at that type's SNR, [N]; power is the mean over the utterance."""
     if sources.noises:
         kind = sorted(sources.noises)[rng.integers(len(sources.noises))]
-        files = sources.noises[kind]
-        noise = fit_length(_read(files[rng.integers(len(files))]), len(waveform), rng)
+        noise = _noise_of_files(kind, sources.noises[kind], len(waveform), rng)
     else:
         kind, noise = "noise", coloured_noise(len(waveform), rng.uniform(*NOISE_EXPONENT), rng)
     return mix(waveform, noise, rng.uniform(*SNR_DB[kind]))
+
+
+def _noise_of_files(kind: str, files: list[Path], num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """A stretch of one file, or of "speech" babble: the sum of 3 to 7 files, each scaled to the same power."""
+    read = lambda path: _noise_stretch(path, num_samples, rng)  # noqa: E731
+    if kind != "speech":
+        return _draw(files, read, rng)
+    babble = np.zeros(num_samples, np.float32)
+    for _ in range(rng.integers(BABBLE_SPEAKERS[0], BABBLE_SPEAKERS[1] + 1)):
+        voice = _draw(files, read, rng)
+        babble += voice / np.sqrt(np.mean(np.square(voice)) + 1e-12)
+    return babble
 
 
 def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
@@ -123,10 +170,11 @@ def fit_length(noise: np.ndarray, num_samples: int, rng: np.random.Generator) ->
 
 def coloured_noise(num_samples: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise [N] with power spectrum 1 / f^exponent: 0 white, 1 pink, 2 brown."""
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
-    frequency = np.arange(len(spectrum), dtype=np.float64)
+    size = scipy.fft.next_fast_len(num_samples, real=True)
+    spectrum = scipy.fft.rfft(rng.standard_normal(size, dtype=np.float32))
+    frequency = np.arange(len(spectrum), dtype=np.float32)
     frequency[0] = np.inf  # no DC
-    return np.fft.irfft(spectrum * frequency ** (-exponent / 2), num_samples).astype(np.float32)
+    return scipy.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), size)[:num_samples]
 
 
 def synthetic_rir(rt60: float, rng: np.random.Generator) -> np.ndarray:

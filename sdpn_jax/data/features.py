@@ -8,6 +8,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
+FRAMES_AT_ONCE = 256
 TAIL_FRAMES = 3  # frames that see both the utterance's last samples and the silence after it
 
 
@@ -83,8 +84,11 @@ def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarra
     """Mel power of every whole frame of n_fft samples, [T, F]."""
     window, filterbank = _window_and_filterbank(settings)
     frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
-    spectrum = scipy.fft.rfft(frames * window, axis=-1)
-    return (spectrum.real**2 + spectrum.imag**2) @ filterbank
+    mel = np.empty((len(frames), settings.mel_bins), np.float32)
+    for start in range(0, len(frames), FRAMES_AT_ONCE):  # fits the cache, and bounds the memory of hours of audio
+        spectrum = scipy.fft.rfft(frames[start : start + FRAMES_AT_ONCE] * window, axis=-1)
+        np.matmul(spectrum.real**2 + spectrum.imag**2, filterbank, out=mel[start : start + FRAMES_AT_ONCE])
+    return mel
 
 
 @lru_cache

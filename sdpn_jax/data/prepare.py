@@ -2,15 +2,26 @@
 
     python -m sdpn_jax.data.prepare --input=recordings --output=shards --noise=musan --rirs=RIRS_NOISES
 
+  VoxCeleb1    --input=voxceleb1/wav                  ids as in its trial lists: id10001/1zcIwhmdeo4/00001.wav
+  VoxCeleb2    --input=voxceleb2/dev/aac              M4A is read as it is; ids: id00012/21Uxsk56VDQ/00001.m4a
+  LibriSpeech  --input=LibriSpeech/train-clean-100    ids: 103/1240/103-1240-0000.flac
+  any other    --input=FOLDER, or a text file of paths, or a Kaldi wav.scp
+
 A shard is written by one process, under another name until it is complete; run again after a kill, complete shards are
-kept. What is written depends on the input and the seed alone, not on the number of workers.
+kept. What is written depends on the input and the seed alone, not on the number of workers or machines. On several
+machines give each --task_index and --task_count (read from SLURM arrays and Kubernetes indexed jobs), and at the end
+run the same command once with --finish.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import multiprocessing
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
 from sdpn_jax import errors
@@ -27,28 +38,55 @@ from sdpn_jax.errors import UserError
 
 UTTERANCES_PER_SHARD = 1024  # at most
 SMALL_CORPUS_SHARDS = 16  # so that a small corpus, too, occupies several workers
+ESTIMATE_HEADERS = 500  # files whose length an estimate reads
+ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every utterance is prepared."""
+
+    sources: augment.Sources
+    augmentations: int
+    seed: int
+    sources_fingerprint: str
+
+    def fingerprint(self) -> list:
+        """Changes whenever what is made of an utterance would."""
+        settings = dataclasses.asdict(features.DEFAULT)
+        return [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work: where it goes, what goes in, and how."""
+    """One unit of work: where it goes and what goes in."""
 
     path: Path
     utterances: list[tuple[str, Path]]
-    sources: augment.Sources
-    augmentations: int
-    seed: int
 
-    def fingerprint(self) -> str:
-        """Changes whenever the shard's content would: its files (names, sizes, dates), sources and settings."""
+    def fingerprint(self, recipe: Recipe) -> str:
+        """Changes whenever the shard's content would: its files (names, sizes, dates) and the recipe."""
         stamps = [[name, str(path), _stamp(path)] for name, path in self.utterances]
-        settings = [records.VERSION, dataclasses.asdict(features.DEFAULT), self.augmentations, self.seed]
-        text = json.dumps([stamps, settings, dataclasses.asdict(self.sources)], default=str)
+        text = json.dumps([stamps, recipe.fingerprint()])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def summary_path(self) -> Path:
+        """What the shard's writer says of it, written after it."""
         return self.path.with_suffix(".json")
+
+    @property
+    def reading_path(self) -> Path:
+        """Says which recording is being read, should a decoder take its process down."""
+        return self.path.with_suffix(".reading")
+
+    def summary(self, recipe: Recipe) -> dict | None:
+        """What its writer said of a complete shard; None when it is missing, cut short or made of something else."""
+        if not self.path.exists() or not self.summary_path.exists():
+            return None
+        summary = json.loads(self.summary_path.read_text())
+        complete = summary["fingerprint"] == self.fingerprint(recipe) and summary["bytes"] == self.path.stat().st_size
+        return summary if complete else None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -57,6 +95,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def make_recipe(noise: str | Path | None, rirs: str | Path | None, augmentations: int, seed: int) -> Recipe:
+    """The recipe of the command's flags. Raises UserError for folders without anything usable."""
+    if augmentations < 0:
+        raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
+    sources = augment.find_sources(noise, rirs)
+    return Recipe(sources, augmentations, seed, sources.fingerprint())
 
 
 def prepare(
@@ -73,106 +119,147 @@ def prepare(
     `source` is what audio.find_utterances takes; `workers` 0 means one for each core. Files that cannot be used are
     skipped, counted and listed in skipped.txt. Raises UserError when nothing usable is left.
     """
-    output = Path(output)
-    if augmentations < 0:
-        raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
-    utterances = audio.find_utterances(source)
-    sources = augment.find_sources(noise, rirs)
-    shards = plan(utterances, output, sources, augmentations, seed)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
-    summaries = _write_all(shards, workers or os.cpu_count() or 1, len(utterances))
+    recipe = make_recipe(noise, rirs, augmentations, seed)
+    shards = plan(audio.find_utterances(source), Path(output))
+    (Path(output) / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
+    write_shards(shards, recipe, workers)
+    return finish(shards, recipe, source, noise, rirs)
+
+
+def finish(
+    shards: list[Shard], recipe: Recipe, source: str | Path, noise: str | Path | None, rirs: str | Path | None
+) -> dict:
+    """Checks that every shard is complete, writes metadata.json and skipped.txt beside them, returns the metadata.
+
+    Raises UserError when a shard is missing or damaged, or when nothing usable is in them.
+    """
+    output = shards[0].path.parent
+    summaries = [shard.summary(recipe) for shard in shards]
+    missing = [shard.path.name for shard, summary in zip(shards, summaries, strict=True) if summary is None]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(shards)} shards in {output} are not complete, first {missing[0]}: run prepare "
+            "without --finish for them (on several machines: with the same flags and each --task_index)"
+        )
+    for shard, summary in zip(shards, summaries, strict=True):
+        if _num_records(shard.path) != summary["utterances"]:
+            raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries for entry in summary["skipped"]]
     _write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
     kept = sum(summary["utterances"] for summary in summaries)
     if not kept:
-        raise UserError(f"none of the {len(utterances)} recordings could be used; reasons in {output / 'skipped.txt'}")
+        raise UserError(f"none of the {len(skipped)} recordings could be used; reasons in {output / 'skipped.txt'}")
     metadata = {
         "format_version": records.VERSION,
         "features": dataclasses.asdict(features.DEFAULT),
         "utterances": kept,
         "skipped": len(skipped),
         "hours": sum(summary["seconds"] for summary in summaries) / 3600,
-        "augmentations": augmentations,
-        "seed": seed,
+        "augmentations": recipe.augmentations,
+        "seed": recipe.seed,
         "source": str(source),
         "noise": str(noise) if noise else "coloured noise",
         "rirs": str(rirs) if rirs else "synthetic, exponentially decaying",
-        "shards": [shard.path.name for shard, summary in zip(shards, summaries, strict=True) if summary["utterances"]],
+        "shards": [
+            {"name": shard.path.name, "utterances": summary["utterances"], "bytes": summary["bytes"]}
+            for shard, summary in zip(shards, summaries, strict=True)
+            if summary["utterances"]
+        ],
     }
     _write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
-def plan(
-    utterances: list[tuple[str, Path]], output: Path, sources: augment.Sources, augmentations: int, seed: int
-) -> list[Shard]:
+def plan(utterances: list[tuple[str, Path]], output: Path) -> list[Shard]:
     """Divides the utterances over shards in turn, so that every shard is a fair sample of the corpus."""
     count = max(-(-len(utterances) // UTTERANCES_PER_SHARD), min(SMALL_CORPUS_SHARDS, len(utterances)))
-    return [
-        Shard(
-            path=output / f"shard-{i:05d}-of-{count:05d}.array_record",
-            utterances=utterances[i::count],
-            sources=sources,
-            augmentations=augmentations,
-            seed=seed,
-        )
-        for i in range(count)
-    ]
+    return [Shard(output / f"shard-{i:05d}-of-{count:05d}.array_record", utterances[i::count]) for i in range(count)]
 
 
-def make_record(utterance_id: str, waveform: np.ndarray, sources: augment.Sources, augmentations: int, seed: int):
-    """The Utterance of a 16 kHz waveform [N]: clean and augmented log-mel, a function of id, waveform and seed."""
+def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> records.Utterance:
+    """Clean and augmented log-mel of a 16 kHz waveform [N], a function of id, waveform and recipe."""
     digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogateescape")).digest()
-    rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
-    versions = [waveform] + [augment.augment(waveform, sources, rng)[0] for _ in range(augmentations)]
-    return records.Utterance(
-        id=utterance_id,
-        num_samples=len(waveform),
-        log_mel=np.stack([features.log_mel(version).astype(np.float16) for version in versions]),
-        tail=np.stack([features.silence_tail(version).astype(np.float16) for version in versions]),
-    )
+    rng = np.random.default_rng([recipe.seed, int.from_bytes(digest[:8], "little")])
+    augmented = (augment.augment(waveform, recipe.sources, rng)[0] for _ in range(recipe.augmentations))
+    shape = 1 + recipe.augmentations, -1, features.DEFAULT.mel_bins
+    log_mel, tail = [], []
+    for version in (waveform, *augmented):
+        log_mel.append(features.log_mel(version).astype(np.float16))
+        tail.append(features.silence_tail(version).astype(np.float16))
+    return records.Utterance(utterance_id, len(waveform), np.stack(log_mel).reshape(shape), np.stack(tail))
 
 
-def write_shard(shard: Shard, done=lambda: None) -> dict:
-    """Writes one shard and its summary, or finds it complete; returns the summary. `done` is called per utterance."""
-    fingerprint = shard.fingerprint()
-    if shard.path.exists() and shard.summary_path.exists():
-        summary = json.loads(shard.summary_path.read_text())
-        if summary["fingerprint"] == fingerprint:
-            for _ in shard.utterances:
-                done()
-            return summary
+def write_shard(shard: Shard, recipe: Recipe, done: Callable = lambda: None) -> dict:
+    """Writes one shard and its summary, or finds it complete; returns the summary. `done` is called per utterance.
+
+    Raises UserError when the disk is full.
+    """
+    if summary := shard.summary(recipe):
+        for _ in shard.utterances:
+            done()
+        return summary
+    fingerprint = shard.fingerprint(recipe)
     temporary = shard.path.with_suffix(".tmp")
-    writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
     kept, seconds, skipped = 0, 0.0, []
+    with _disk_errors(temporary):
+        writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
     for utterance_id, path in shard.utterances:
+        shard.reading_path.write_text(str(path), errors="surrogateescape")
         try:
             waveform = audio.read_audio(path)
         except audio.AudioError as error:
             skipped.append([str(path), str(error)])
         else:
-            writer.write(
-                records.encode(make_record(utterance_id, waveform, shard.sources, shard.augmentations, shard.seed))
-            )
+            record = records.encode(make_record(utterance_id, waveform, recipe))
+            with _disk_errors(temporary):
+                writer.write(record)
             kept += 1
             seconds += len(waveform) / audio.SAMPLE_RATE
         done()
-    writer.close()
-    temporary.replace(shard.path)
-    summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "skipped": skipped}
-    _write_text(shard.summary_path, json.dumps(summary))
+    shard.reading_path.unlink(missing_ok=True)
+    with _disk_errors(temporary):
+        writer.close()
+        if _num_records(temporary) != kept:
+            raise OSError("not all of it could be written")
+        size = temporary.stat().st_size
+        summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
+        summary["skipped"] = skipped
+        temporary.replace(shard.path)
+        _write_text(shard.summary_path, json.dumps(summary))
     return summary
 
 
-def _write_all(shards: list[Shard], workers: int, num_utterances: int) -> list[dict]:
-    """The summaries of all shards, in order, written by `workers` processes, with a progress line."""
+@contextlib.contextmanager
+def _disk_errors(temporary: Path):
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord's own errors are of the latter two kinds
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {temporary} ({error}): is the disk full? Run the same command again") from error
+
+
+def _num_records(path: Path) -> int:
+    reader = ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def write_shards(shards: list[Shard], recipe: Recipe, workers: int = 0) -> None:
+    """Writes all shards by `workers` processes (0: one for each core), with a progress line.
+
+    Raises UserError when a worker is killed or cannot write.
+    """
+    shards[0].path.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    workers = min(workers or os.cpu_count() or 1, len(shards))
     with (
-        ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (counter,)) as pool,
-        tqdm(total=num_utterances, unit="file", desc="preparing", smoothing=0.05, mininterval=1) as progress,
-    ):
+        ProcessPoolExecutor(workers, context, _start_worker, (counter, recipe)) as pool,
+        tqdm(total=sum(len(shard.utterances) for shard in shards), unit="file", desc="preparing", smoothing=0.05,
+             mininterval=1) as progress,
+    ):  # fmt: skip
         futures = [pool.submit(_write_in_worker, shard) for shard in shards]
         pending = futures
         while pending:
@@ -182,25 +269,68 @@ def _write_all(shards: list[Shard], workers: int, num_utterances: int) -> list[d
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                future.result()
         except BrokenProcessPool as error:
+            reading = [
+                shard.reading_path.read_text(errors="replace") for shard in shards if shard.reading_path.exists()
+            ]
             raise UserError(
-                "a worker process was killed (out of memory?): run the same command again, complete shards are kept; "
-                "fewer --workers need less memory"
+                "a worker process was killed, out of memory or by a decoder, while these were read: "
+                f"{', '.join(reading)}. Run the same command again, complete shards are kept; fewer --workers need "
+                "less memory; should a file be there again, move it away"
             ) from error
 
 
-def _start_worker(counter) -> None:
-    global _counter
-    _counter = counter
+def _start_worker(counter, recipe: Recipe) -> None:
+    global _counter, _recipe
+    _counter, _recipe = counter, recipe
 
 
-def _write_in_worker(shard: Shard) -> dict:
+def _write_in_worker(shard: Shard) -> None:
     def done():
         with _counter.get_lock():
             _counter.value += 1
 
-    return write_shard(shard, done)
+    write_shard(shard, _recipe, done)
+
+
+def estimate(utterances: list[tuple[str, Path]], recipe: Recipe, workers: int = 0) -> str:
+    """Hours, size and time to be expected, for people: from a sample of headers and some seconds of preparing."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(utterances))
+    seconds = [audio.seconds_of(utterances[i][1]) for i in order[:ESTIMATE_HEADERS]]
+    readable = [value for value in seconds if value]
+    if not readable:
+        raise UserError(f"none of {len(seconds)} files looked at can be read, first {utterances[order[0]][1]}")
+    hours = len(utterances) * sum(readable) / len(seconds) / 3600
+    started, prepared = time.time(), 0.0
+    for i in order:
+        try:
+            waveform = audio.read_audio(utterances[i][1])
+        except audio.AudioError:
+            continue
+        make_record(utterances[i][0], waveform, recipe)
+        prepared += len(waveform) / audio.SAMPLE_RATE
+        if time.time() - started > ESTIMATE_SECONDS:
+            break
+    rate = prepared / (time.time() - started)
+    workers = workers or os.cpu_count() or 1
+    versions = 1 + recipe.augmentations
+    gigabytes = hours * 3600 * versions * _bytes_per_second() / 1e9
+    left = datetime.timedelta(seconds=round(hours * 3600 / rate / workers))
+    return (
+        f"{len(utterances)} files, about {hours:,.1f} hours ({len(seconds)} headers read, "
+        f"{len(seconds) - len(readable)} unreadable)\n"
+        f"{versions} versions of each (1 clean, {recipe.augmentations} augmented): about {gigabytes:,.1f} GB\n"
+        f"one core prepares {rate:,.0f} s of audio per second: about {left} with {workers} workers\n"
+        "nothing was written"
+    )
+
+
+def _bytes_per_second() -> float:
+    settings = features.DEFAULT
+    return settings.sample_rate / settings.hop * settings.mel_bins * 2
 
 
 def _one_line(path: str) -> str:
@@ -225,19 +355,49 @@ def describe(metadata: dict, output: str | Path) -> str:
 
 
 def main(_) -> None:
-    metadata = prepare(
-        FLAGS.input, FLAGS.output, FLAGS.noise, FLAGS.rirs, FLAGS.augmentations, FLAGS.seed, FLAGS.workers
-    )
-    print(describe(metadata, FLAGS.output))
+    index, count = FLAGS.task_index, FLAGS.task_count
+    if not 0 <= index < count:
+        raise UserError(f"--task_index={index} must be from 0 to --task_count - 1 = {count - 1}")
+    utterances = audio.find_utterances(FLAGS.input)
+    recipe = make_recipe(FLAGS.noise, FLAGS.rirs, FLAGS.augmentations, FLAGS.seed)
+    if FLAGS.dry_run:
+        print(estimate(utterances, recipe, FLAGS.workers))
+        return
+    shards = plan(utterances, Path(FLAGS.output))
+    if not FLAGS.finish:
+        (Path(FLAGS.output) / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
+        ours = shards[index::count]
+        if ours:
+            write_shards(ours, recipe, FLAGS.workers)
+        if count > 1:
+            print(f"task {index} of {count}: {len(ours)} shards complete in {FLAGS.output}; when all tasks are done, "
+                  "run the same command once with --finish")  # fmt: skip
+            return
+    print(describe(finish(shards, recipe, FLAGS.input, FLAGS.noise, FLAGS.rirs), FLAGS.output))
+
+
+def task_from_environment(environment: dict) -> tuple[int, int]:
+    """(index, count) of a SLURM array task or of a Kubernetes indexed job (its count as TASK_COUNT); else (0, 1)."""
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
+        return int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment["SLURM_ARRAY_TASK_COUNT"])
+    if "JOB_COMPLETION_INDEX" in environment and "TASK_COUNT" in environment:
+        return int(environment["JOB_COMPLETION_INDEX"]), int(environment["TASK_COUNT"])
+    return 0, 1
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
+    _index, _count = task_from_environment(os.environ)
     flags.DEFINE_string("input", None, "Folder of audio, text file of paths, or Kaldi wav.scp.", required=True)
     flags.DEFINE_string("output", None, "Folder for the shards.", required=True)
     flags.DEFINE_string("noise", None, "Folder of noise (MUSAN, or any); without it coloured noise is made up.")
-    flags.DEFINE_string("rirs", None, "Folder of room impulse responses; without it they are synthetic.")
+    flags.DEFINE_string("rirs", None, "Folder of room impulse responses (RIRS_NOISES); without it they are synthetic.")
     flags.DEFINE_integer("augmentations", 4, "Augmented versions of every utterance beside the clean one.")
     flags.DEFINE_integer("seed", 0, "Seed of the augmentation.")
     flags.DEFINE_integer("workers", 0, "Processes; 0 is one for each core.", lower_bound=0)
+    flags.DEFINE_integer("task_index", _index, "This machine's number, from 0; default from SLURM or Kubernetes.")
+    flags.DEFINE_integer("task_count", _count, "Machines that share the work; the last step is then --finish.")
+    flags.DEFINE_bool("finish", False, "Only check that all shards are complete and write metadata.json.")
+    flags.DEFINE_bool("dry_run", False, "Only say how many hours there are, and what size and time to expect.")
     errors.run(main)

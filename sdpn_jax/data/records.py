@@ -17,7 +17,7 @@ from sdpn_jax.data.features import TAIL_FRAMES, FeatureSettings
 from sdpn_jax.errors import UserError
 
 MAGIC = b"SDPN"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<4sHHIIIQ")  # magic, version, log-mel versions, id bytes, frames, mel bins, samples
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record is one random read; float16 log-mel hardly compresses
 
@@ -100,13 +100,17 @@ def read_metadata(directory: str | Path) -> dict:
 def shard_paths(directory: str | Path) -> list[str]:
     """The shards named in metadata.json, in order.
 
-    Raises UserError when one is missing.
+    Raises UserError when one is missing, or has not the size that it was written with.
     """
-    paths = [Path(directory) / name for name in read_metadata(directory)["shards"]]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}: run prepare again")
-    return [str(path) for path in paths]
+    paths = []
+    for shard in read_metadata(directory)["shards"]:
+        path = Path(directory) / shard["name"]
+        size = path.stat().st_size if path.exists() else 0
+        if size != shard["bytes"]:
+            state = f"damaged ({size} bytes instead of {shard['bytes']})" if path.exists() else "missing"
+            raise UserError(f"{path} is {state}: run sdpn_jax.data.prepare again, which makes it anew")
+        paths.append(str(path))
+    return paths
 
 
 def read_shard(path: str | Path) -> Iterator[bytes]:

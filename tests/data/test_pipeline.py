@@ -40,7 +40,8 @@ def shards(tmp_path_factory):
         writers[i % 2].write(records.encode(item))
     for writer in writers:
         writer.close()
-    metadata = {"format_version": records.VERSION, "features": dataclasses.asdict(features.DEFAULT), "shards": names}
+    entries = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
+    metadata = {"format_version": records.VERSION, "features": dataclasses.asdict(features.DEFAULT), "shards": entries}
     (folder / "metadata.json").write_text(json.dumps({**metadata, "utterances": 11}))
     return folder
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fuzz_preparation
 import numpy as np
 import pytest
 import soundfile
@@ -102,7 +104,7 @@ def test_the_seed_changes_the_augmented_versions_alone(prepared, corpus, tmp_pat
 def test_plan_bounds_the_shards(tmp_path):
     def sizes(count):
         names = [(str(i), tmp_path) for i in range(count)]
-        return [len(shard.utterances) for shard in prepare.plan(names, tmp_path, prepare.augment.Sources(), 0, 0)]
+        return [len(shard.utterances) for shard in prepare.plan(names, tmp_path)]
 
     assert sizes(1) == [1]
     assert sizes(20) == [2] * 4 + [1] * 12
@@ -120,6 +122,92 @@ def test_nothing_usable(tmp_path):
     assert not (tmp_path / "out" / "metadata.json").exists()
 
 
+def command_of(source, output, *more):
+    return [sys.executable, "-m", "sdpn_jax.data.prepare", f"--input={source}", f"--output={output}", *more]
+
+
+@pytest.mark.slow
+def test_ten_kills_do_not_change_a_byte(prepared, corpus, tmp_path):
+    rng = np.random.default_rng(0)
+    command = command_of(corpus, tmp_path, "--augmentations=2", "--workers=2")
+    for _ in range(10):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while not any(tmp_path.iterdir()) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in list(tmp_path.iterdir())[:: rng.integers(2, 5)]:
+            path.unlink()  # so that there is work left for the next one
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path) == contents(prepared[0])
+
+
+@pytest.mark.slow
+def test_two_machines_and_a_closing_step_write_the_same_bytes(prepared, corpus, tmp_path):
+    def run(*more, environment=None):
+        command = command_of(corpus, tmp_path, "--augmentations=2", "--workers=1", *more)
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+
+    array = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "2"}
+    second = run(environment=array)
+    assert second.returncode == 0, second.stderr
+    assert "task 1 of 2: 8 shards complete" in second.stdout
+    early = run("--finish")
+    assert early.returncode == 2
+    assert "8 of 16 shards" in early.stderr
+    assert not (tmp_path / "metadata.json").exists()
+    assert run("--task_index=0", "--task_count=2").returncode == 0
+    assert run("--finish").returncode == 0
+    assert contents(tmp_path) == contents(prepared[0])
+    assert "--task_index=2 must be from 0" in run("--task_index=2", "--task_count=2").stderr
+
+
+def test_tasks_of_kubernetes():
+    assert prepare.task_from_environment({"JOB_COMPLETION_INDEX": "3", "TASK_COUNT": "8"}) == (3, 8)
+    assert prepare.task_from_environment({}) == (0, 1)
+
+
+def test_the_estimate_writes_nothing(corpus, monkeypatch):
+    monkeypatch.setattr(prepare, "ESTIMATE_SECONDS", 0.1)
+    said = prepare.estimate(audio.find_utterances(corpus), prepare.make_recipe(None, None, 1, 0), workers=2)
+    assert "20 files" in said
+    assert "2 unreadable" in said
+    assert "2 versions of each" in said
+
+
+@pytest.mark.slow
+def test_a_shard_cut_in_half_is_made_again(prepared, corpus, tmp_path):
+    for name, data in contents(prepared[0]).items():
+        (tmp_path / name).write_bytes(data)
+    shard = sorted(tmp_path.glob("*.array_record"))[2]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match="damaged"):
+        records.shard_paths(tmp_path)
+    prepare.prepare(corpus, tmp_path, augmentations=2, workers=1)
+    assert contents(tmp_path) == contents(prepared[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files of a child process")
+def test_a_full_disk_gets_one_line(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 160_000), 16000)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    command = command_of(tmp_path, tmp_path / "out", "--workers=1")
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2
+    assert "is the disk full?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_damaged_files_are_kept_or_listed(tmp_path):
+    counts = fuzz_preparation.fuzz(tmp_path, 400, seed=0, workers=1)
+    assert sum(counts.values()) == 400
+    assert counts["kept"] > 80
+    assert counts["unreadable"] > 80
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker process in /proc")
 def test_a_killed_worker_ends_the_command(tmp_path):
@@ -127,8 +215,8 @@ def test_a_killed_worker_ends_the_command(tmp_path):
     for i in range(20):
         (tmp_path / "in").mkdir(exist_ok=True)
         soundfile.write(tmp_path / "in" / f"{i}.wav", rng.normal(0, 0.1, 300_000), 16000)
-    command = [sys.executable, "-m", "sdpn_jax.data.prepare", f"--input={tmp_path / 'in'}", f"--output={tmp_path}"]
-    process = subprocess.Popen([*command, "--workers=1"], stderr=subprocess.PIPE, text=True)
+    command = command_of(tmp_path / "in", tmp_path, "--workers=1")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("*.tmp")):
         assert process.poll() is None, "it ended before its worker was killed"
         time.sleep(0.01)
@@ -138,6 +226,7 @@ def test_a_killed_worker_ends_the_command(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "error: a worker process was killed" in said
+    assert ".wav" in said
     assert "Traceback" not in said
 
 

@@ -61,7 +61,13 @@ def test_foreign_and_damaged_records(damage, message):
 
 def metadata(**changes):
     settings = dataclasses.asdict(features.FeatureSettings())
-    return {"format_version": records.VERSION, "features": settings, "shards": ["a"], "utterances": 1, **changes}
+    return {
+        "format_version": records.VERSION,
+        "features": settings,
+        "shards": [{"name": "a", "bytes": 3}],
+        "utterances": 1,
+        **changes,
+    }
 
 
 def test_metadata(tmp_path):
@@ -79,5 +85,10 @@ def test_metadata(tmp_path):
         records.read_metadata(tmp_path)
     path.write_text(json.dumps(metadata()))
     assert records.read_metadata(tmp_path)["utterances"] == 1
-    with pytest.raises(UserError, match="1 of 1 shards are missing"):
+    with pytest.raises(UserError, match="a is missing"):
         records.shard_paths(tmp_path)
+    (tmp_path / "a").write_bytes(b"12")
+    with pytest.raises(UserError, match=r"a is damaged \(2 bytes instead of 3\)"):
+        records.shard_paths(tmp_path)
+    (tmp_path / "a").write_bytes(b"123")
+    assert records.shard_paths(tmp_path) == [str(tmp_path / "a")]
