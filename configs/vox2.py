@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.workdir = "runs/vox2"  # checkpoints, logs and plots; --workdir overrides it
     config.data_dir = "data/vox2"  # shards made by sdpn_jax.data.prepare
+    config.store = "log_mel"  # what the shards hold: features augmented on the host, or "waveform"s for the accelerator
     config.seed = 0  # of initialisation, shuffling and crops
     config.demo = ConfigDict()  # empty: no demo
     config.workers = 8  # processes that read ahead; 0: threads of this process

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from sdpn_jax import checkpoint, optim, sharding
-from sdpn_jax.data import pipeline, records
+from sdpn_jax.data import device, pipeline, records
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
 from sdpn_jax.eval.metrics import crop_retrieval
@@ -55,9 +55,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)
+    views = pipeline.Views(**config.views)
+    bank, make_views = device.views_of_step(config.data_dir, config.seed, views)
+    step_on_views = make_train_step(network, optimizer, objective, learning_rate, teacher_momentum)
     train_step = jax.jit(
-        make_train_step(network, optimizer, objective, learning_rate, teacher_momentum),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+        lambda state, batch, bank: step_on_views(state, make_views(state.step, batch, bank)),
+        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=sharding.replicated(mesh),
         donate_argnums=0,
     )
@@ -92,7 +95,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         config.data_dir,
         config.batch_size,
         config.seed,
-        pipeline.Views(**config.views),
+        views,
         first_step,
         config.workers,
         jax.process_index(),
@@ -103,12 +106,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     if evaluator and first_step == 0:
         writer.write(0, evaluator(state.teacher))
     collapse_warning = CollapseWarning(warmup_steps)
+    bank = jax.device_put(bank, sharding.replicated(mesh))
     interval, timer = [], Timer()
     with jax.transfer_guard("disallow"):
         for step in range(first_step, num_steps):
             with timer.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, bank)
             interval.append(metrics)
             done = step + 1
             if step == first_step:
@@ -150,6 +154,7 @@ def check_config(config: ConfigDict, mesh) -> int:
     choices = {
         "objective.targets": ("softmax", "centred", "sinkhorn"),
         "objective.dimension_normalisation": ("l2", "standardise"),
+        "store": ("log_mel", "waveform"),
         "clip_scope": ("tensor", "global", "off"),
         "views.mask_value": ("mean", "silence"),
     }
@@ -174,7 +179,13 @@ def check_config(config: ConfigDict, mesh) -> int:
         raise UserError(
             "data_dir is not set: prepare shards with python -m sdpn_jax.data.prepare and give --config.data_dir=FOLDER"
         )
-    return records.read_metadata(config.data_dir)["utterances"]
+    metadata = records.read_metadata(config.data_dir)
+    if metadata["store"] != config.store:
+        raise UserError(
+            f"{config.data_dir} holds shards of {metadata['store']}, the config says store={config.store!r}: set "
+            f"--config.store={metadata['store']}, or prepare with --store={config.store}"
+        )
+    return metadata["utterances"]
 
 
 def as_json(config: ConfigDict) -> dict:

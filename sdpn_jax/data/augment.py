@@ -20,6 +20,7 @@ DRAWS = 20  # of files, before giving up
 REVERB_GAIN_DB = (-7.0, 3.0)
 SYNTHETIC_RT60_S = (0.15, 0.7)
 SYNTHETIC_DIRECT_DB = (-3.0, 12.0)  # direct sound over reverberation
+RIR_SAMPLES = 8000  # of a response on an accelerator: what comes later is 60 dB down in most rooms
 NOISE_EXPONENT = (0.0, 2.0)  # of 1 / f^a: white to brown
 
 
@@ -116,10 +117,16 @@ def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) ->
 
 def add_reverb(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
     """The waveform in a room, [N]: convolved with an impulse response of unit energy, gain uniform in -7..3 dB."""
-    rt60 = rng.uniform(*SYNTHETIC_RT60_S)
-    rir = _draw(sources.rirs, _read_rir, rng) if sources.rirs else synthetic_rir(rt60, rng)
+    rir = rir_of(sources, rng)
     gain = 10 ** (rng.uniform(*REVERB_GAIN_DB) / 20)
     return (gain * convolve_rir(waveform, rir)).astype(np.float32)
+
+
+def rir_of(sources: Sources, rng: np.random.Generator) -> np.ndarray:
+    """A random room impulse response [L], from the sources or synthetic."""
+    if sources.rirs:
+        return _draw(sources.rirs, _read_rir, rng)
+    return synthetic_rir(rng.uniform(*SYNTHETIC_RT60_S), rng)
 
 
 def convolve_rir(waveform: np.ndarray, rir: np.ndarray) -> np.ndarray:
@@ -131,16 +138,19 @@ def convolve_rir(waveform: np.ndarray, rir: np.ndarray) -> np.ndarray:
 
 def add_noise(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
     """The waveform plus noise of a random type at that type's SNR, [N]; power is the mean over the utterance."""
-    if sources.noises:
-        kind = sorted(sources.noises)[rng.integers(len(sources.noises))]
-        noise = _noise_of_files(kind, sources.noises[kind], len(waveform), rng)
-    else:
-        kind, noise = "noise", coloured_noise(len(waveform), rng.uniform(*NOISE_EXPONENT), rng)
-    return mix(waveform, noise, rng.uniform(*SNR_DB[kind]))
+    kinds = sorted(sources.noises) or ["noise"]
+    kind = kinds[rng.integers(len(kinds))]
+    return mix(waveform, noise_of(kind, sources, len(waveform), rng), rng.uniform(*SNR_DB[kind]))
 
 
-def _noise_of_files(kind: str, files: list[Path], num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A stretch of one file, or of "speech" babble: the sum of 3 to 7 files, each scaled to the same power."""
+def noise_of(kind: str, sources: Sources, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of a kind [N]: a stretch of a file, or coloured noise where there are no files.
+
+    "speech" is babble, the sum of 3 to 7 files, each scaled to the same power.
+    """
+    if not sources.noises:
+        return coloured_noise(num_samples, rng.uniform(*NOISE_EXPONENT), rng)
+    files = sources.noises[kind]
     read = lambda path: _noise_stretch(path, num_samples, rng)  # noqa: E731
     if kind != "speech":
         return _draw(files, read, rng)

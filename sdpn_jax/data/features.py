@@ -67,6 +67,11 @@ def silence_tail(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> n
     return np.log(power[wanted : wanted + TAIL_FRAMES] + np.float32(settings.floor))
 
 
+def view_samples(frames: int, settings: FeatureSettings = DEFAULT) -> int:
+    """How many samples `frames` consecutive frames see."""
+    return (frames - 1) * settings.hop + settings.n_fft
+
+
 def pad_with_silence(
     log_mel: np.ndarray, tail: np.ndarray, num_samples: int, frames: int, settings: FeatureSettings = DEFAULT
 ) -> np.ndarray:
@@ -82,7 +87,7 @@ def pad_with_silence(
 
 def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarray:
     """Mel power of every whole frame of n_fft samples, [T, F]."""
-    window, filterbank = _window_and_filterbank(settings)
+    window, filterbank = window_and_filterbank(settings)
     frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
     mel = np.empty((len(frames), settings.mel_bins), np.float32)
     for start in range(0, len(frames), FRAMES_AT_ONCE):  # fits the cache, and bounds the memory of hours of audio
@@ -92,7 +97,7 @@ def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarra
 
 
 @lru_cache
-def _window_and_filterbank(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
+def window_and_filterbank(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
     """The window in the middle of n_fft zeros [n_fft], and the mel filterbank [n_fft // 2 + 1, F], float32."""
     window = scipy.signal.get_window("hann", settings.window, fftbins=True)
     side = (settings.n_fft - settings.window) // 2

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from sdpn_jax.data import features, records
+from sdpn_jax.data import augment, features, records
 from sdpn_jax.errors import UserError
 
 
@@ -74,12 +74,49 @@ def make_views(utterance: records.Utterance, views: Views, rng: np.random.Genera
     return {"global": np.stack(clean), "local": np.stack(local)}
 
 
+def cut_segment(
+    recording: records.Recording, frames: int, history: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int, bool]:
+    """The samples from which device.cut_view makes a random view: (int16 [history + view_samples], first, padded).
+
+    The view is the same stretch of frames that `crop` would cut from the utterance's log-mel with this `rng`.
+    """
+    padded = recording.num_samples < frames * features.DEFAULT.hop
+    start = 0 if padded else rng.integers(1 + recording.num_samples // features.DEFAULT.hop - frames + 1)
+    first = int(start) * features.DEFAULT.hop - features.DEFAULT.n_fft // 2
+    begin = max(first, 0) - history
+    segment = np.zeros(history + features.view_samples(frames), np.int16)
+    piece = recording.samples[max(begin, 0) : max(begin, 0) + len(segment) - max(-begin, 0)]
+    segment[max(-begin, 0) : max(-begin, 0) + len(piece)] = piece
+    return segment, first, padded
+
+
+def make_segments(recording: records.Recording, views: Views, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The segments of all views, for device.make_views to augment.
+
+    {"global" [G, Ng], "local" [V, Nl] int16, "<name>_first" int32, "<name>_padded" bool, "num_samples" int32}.
+    """
+    result = {"num_samples": np.int32(recording.num_samples)}
+    for name, count, frames, history in (
+        ("global", views.global_count, views.global_frames, 0),
+        ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES),
+    ):
+        segments, first, padded = zip(
+            *(cut_segment(recording, frames, history, rng) for _ in range(count)), strict=True
+        )
+        result[name] = np.stack(segments)
+        result[f"{name}_first"], result[f"{name}_padded"] = np.asarray(first, np.int32), np.asarray(padded)
+    return result
+
+
 @dataclass(frozen=True)
 class _LoadViews(grain.transforms.RandomMap):
     views: Views
 
     def random_map(self, record: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return make_views(records.decode(record), self.views, rng)
+        utterance = records.decode(record)
+        make = make_segments if isinstance(utterance, records.Recording) else make_views
+        return make(utterance, self.views, rng)
 
 
 def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
@@ -103,8 +140,9 @@ def dataset(
 ) -> grain.MapDataset:
     """Element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], "local": [b, V, Tl, F]}.
 
-    b = batch_size / process_count. Every epoch has its own order, and no utterance is twice in a batch. The last
-    `held_out` utterances are left to `held_out_crops`.
+    From shards of waveforms it is what make_segments gives, with b in front. b = batch_size / process_count. Every
+    epoch has its own order, and no utterance is twice in a batch. The last `held_out` utterances are left to
+    `held_out_crops`.
     """
     source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
     used = len(source) - held_out

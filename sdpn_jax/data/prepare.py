@@ -50,11 +50,12 @@ class Recipe:
     augmentations: int
     seed: int
     sources_fingerprint: str
+    store: str = "log_mel"  # or "waveform", to be augmented on the accelerator
 
     def fingerprint(self) -> list:
         """Changes whenever what is made of an utterance would."""
         settings = dataclasses.asdict(features.DEFAULT)
-        return [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint]
+        return [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint, self.store]
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def make_recipe(noise: str | Path | None, rirs: str | Path | None, augmentations: int, seed: int) -> Recipe:
+def make_recipe(
+    noise: str | Path | None, rirs: str | Path | None, augmentations: int, seed: int, store: str = "log_mel"
+) -> Recipe:
     """The recipe of the command's flags. Raises UserError for folders without anything usable."""
     if augmentations < 0:
         raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
     sources = augment.find_sources(noise, rirs)
-    return Recipe(sources, augmentations, seed, sources.fingerprint())
+    return Recipe(sources, 0 if store == "waveform" else augmentations, seed, sources.fingerprint(), store)
 
 
 def prepare(
@@ -113,13 +116,15 @@ def prepare(
     augmentations: int = 4,
     seed: int = 0,
     workers: int = 0,
+    store: str = "log_mel",
 ) -> dict:
     """Writes shards, metadata.json and skipped.txt to `output` and returns the metadata.
 
-    `source` is what audio.find_utterances takes; `workers` 0 means one for each core. Files that cannot be used are
-    skipped, counted and listed in skipped.txt. Raises UserError when nothing usable is left.
+    `source` is what audio.find_utterances takes; `workers` 0 means one for each core; `store` is "log_mel", or
+    "waveform" for augmentation on the accelerator, which needs a bank of noise and rooms beside the shards. Files that
+    cannot be used are skipped, counted and listed in skipped.txt. Raises UserError when nothing usable is left.
     """
-    recipe = make_recipe(noise, rirs, augmentations, seed)
+    recipe = make_recipe(noise, rirs, augmentations, seed, store)
     shards = plan(audio.find_utterances(source), Path(output))
     (Path(output) / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
     write_shards(shards, recipe, workers)
@@ -155,6 +160,7 @@ def finish(
         "utterances": kept,
         "skipped": len(skipped),
         "hours": sum(summary["seconds"] for summary in summaries) / 3600,
+        "store": recipe.store,
         "augmentations": recipe.augmentations,
         "seed": recipe.seed,
         "source": str(source),
@@ -166,6 +172,10 @@ def finish(
             if summary["utterances"]
         ],
     }
+    if recipe.store == "waveform":
+        from sdpn_jax.data import device  # which starts JAX
+
+        device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
     _write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
     return metadata
 
@@ -176,8 +186,11 @@ def plan(utterances: list[tuple[str, Path]], output: Path) -> list[Shard]:
     return [Shard(output / f"shard-{i:05d}-of-{count:05d}.array_record", utterances[i::count]) for i in range(count)]
 
 
-def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> records.Utterance:
-    """Clean and augmented log-mel of a 16 kHz waveform [N], a function of id, waveform and recipe."""
+def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> records.Utterance | records.Recording:
+    """Clean and augmented log-mel of a 16 kHz waveform [N], or its samples: a function of id, waveform and recipe."""
+    if recipe.store == "waveform":
+        samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
+        return records.Recording(utterance_id, samples)
     digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogateescape")).digest()
     rng = np.random.default_rng([recipe.seed, int.from_bytes(digest[:8], "little")])
     augmented = (augment.augment(waveform, recipe.sources, rng)[0] for _ in range(recipe.augmentations))
@@ -317,20 +330,23 @@ def estimate(utterances: list[tuple[str, Path]], recipe: Recipe, workers: int = 
     rate = prepared / (time.time() - started)
     workers = workers or os.cpu_count() or 1
     versions = 1 + recipe.augmentations
-    gigabytes = hours * 3600 * versions * _bytes_per_second() / 1e9
+    gigabytes = hours * 3600 * _bytes_per_second(recipe) / 1e9
     left = datetime.timedelta(seconds=round(hours * 3600 / rate / workers))
     return (
         f"{len(utterances)} files, about {hours:,.1f} hours ({len(seconds)} headers read, "
         f"{len(seconds) - len(readable)} unreadable)\n"
-        f"{versions} versions of each (1 clean, {recipe.augmentations} augmented): about {gigabytes:,.1f} GB\n"
+        f"{versions} versions of each (1 clean, {recipe.augmentations} augmented) as {recipe.store}: "
+        f"about {gigabytes:,.1f} GB\n"
         f"one core prepares {rate:,.0f} s of audio per second: about {left} with {workers} workers\n"
         "nothing was written"
     )
 
 
-def _bytes_per_second() -> float:
+def _bytes_per_second(recipe: Recipe) -> float:
     settings = features.DEFAULT
-    return settings.sample_rate / settings.hop * settings.mel_bins * 2
+    if recipe.store == "waveform":
+        return settings.sample_rate * 2
+    return settings.sample_rate / settings.hop * settings.mel_bins * 2 * (1 + recipe.augmentations)
 
 
 def _one_line(path: str) -> str:
@@ -345,9 +361,11 @@ def _write_text(path: Path, text: str) -> None:
 
 def describe(metadata: dict, output: str | Path) -> str:
     """What was made, in a few lines for people."""
+    versions = f"each clean and {metadata['augmentations']} times augmented"
+    if metadata["store"] == "waveform":
+        versions = "as waveforms, with a bank of noise and rooms (bank.npz) to augment them on the accelerator"
     return (
-        f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, each clean and "
-        f"{metadata['augmentations']} times augmented\n"
+        f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, {versions}\n"
         f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}\n"
         f"{metadata['skipped']} files skipped, listed in {Path(output) / 'skipped.txt'}\n"
         f"written: {len(metadata['shards'])} shards and metadata.json in {output}"
@@ -359,7 +377,7 @@ def main(_) -> None:
     if not 0 <= index < count:
         raise UserError(f"--task_index={index} must be from 0 to --task_count - 1 = {count - 1}")
     utterances = audio.find_utterances(FLAGS.input)
-    recipe = make_recipe(FLAGS.noise, FLAGS.rirs, FLAGS.augmentations, FLAGS.seed)
+    recipe = make_recipe(FLAGS.noise, FLAGS.rirs, FLAGS.augmentations, FLAGS.seed, FLAGS.store)
     if FLAGS.dry_run:
         print(estimate(utterances, recipe, FLAGS.workers))
         return
@@ -394,6 +412,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("noise", None, "Folder of noise (MUSAN, or any); without it coloured noise is made up.")
     flags.DEFINE_string("rirs", None, "Folder of room impulse responses (RIRS_NOISES); without it they are synthetic.")
     flags.DEFINE_integer("augmentations", 4, "Augmented versions of every utterance beside the clean one.")
+    flags.DEFINE_enum(
+        "store",
+        "log_mel",
+        ["log_mel", "waveform"],
+        "log_mel: features, clean and augmented; waveform: samples, augmented on the accelerator.",
+    )
     flags.DEFINE_integer("seed", 0, "Seed of the augmentation.")
     flags.DEFINE_integer("workers", 0, "Processes; 0 is one for each core.", lower_bound=0)
     flags.DEFINE_integer("task_index", _index, "This machine's number, from 0; default from SLURM or Kubernetes.")

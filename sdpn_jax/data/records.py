@@ -1,6 +1,7 @@
 """The shard format: one ArrayRecord record per utterance, and the metadata beside the shards.
 
-A record is a little-endian header, the id in UTF-8, zeros up to a multiple of 8 bytes, then two float16 arrays.
+A record is a little-endian header, the id in UTF-8, zeros up to a multiple of 8 bytes, then the arrays: log-mel and
+tail in float16, or in shards of waveforms the samples in int16.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from sdpn_jax.data.features import TAIL_FRAMES, FeatureSettings
+from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 
 MAGIC = b"SDPN"
@@ -35,16 +36,37 @@ class Utterance:
     tail: np.ndarray
 
 
-def encode(utterance: Utterance) -> bytes:
+@dataclass(frozen=True)
+class Recording:
+    """One utterance as a waveform: samples int16 [N], full scale 32768, 16 kHz."""
+
+    id: str
+    samples: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.samples)
+
+    @property
+    def log_mel(self) -> np.ndarray:
+        """float16 [1, T, F], made anew at each call: there is a clean version alone."""
+        return features.log_mel(self.samples.astype(np.float32) / 32768)[None].astype(np.float16)
+
+
+def encode(utterance: Utterance | Recording) -> bytes:
     """The bytes of one record."""
     name = utterance.id.encode("utf-8", "surrogateescape")
-    versions, frames, bins = utterance.log_mel.shape
+    if isinstance(utterance, Recording):
+        versions, frames, bins = 0, 0, 0  # which marks a waveform
+        arrays = [np.ascontiguousarray(utterance.samples, "<i2")]
+    else:
+        versions, frames, bins = utterance.log_mel.shape
+        arrays = [np.ascontiguousarray(a, "<f2") for a in (utterance.log_mel, utterance.tail)]
     head = HEADER.pack(MAGIC, VERSION, versions, len(name), frames, bins, utterance.num_samples) + name
-    arrays = [np.ascontiguousarray(a, "<f2").tobytes() for a in (utterance.log_mel, utterance.tail)]
-    return head + bytes(-len(head) % 8) + b"".join(arrays)
+    return head + bytes(-len(head) % 8) + b"".join(array.tobytes() for array in arrays)
 
 
-def decode(record: bytes) -> Utterance:
+def decode(record: bytes) -> Utterance | Recording:
     """The utterance of one record, its arrays read-only views of these bytes.
 
     Raises UserError for bytes of another format or version, or of the wrong length.
@@ -56,15 +78,19 @@ def decode(record: bytes) -> Utterance:
         raise UserError(f"a record has format version {version}, this program reads {VERSION}: make the shards again")
     start = HEADER.size + name_bytes
     start += -start % 8
-    sizes = versions * frames * bins, versions * TAIL_FRAMES * bins
-    if len(record) != start + 2 * sum(sizes):
-        raise UserError(f"a record is damaged: {len(record)} bytes instead of {start + 2 * sum(sizes)}")
+    sizes = versions * frames * bins, versions * features.TAIL_FRAMES * bins
+    expected = start + 2 * (sum(sizes) if versions else num_samples)
+    if len(record) != expected:
+        raise UserError(f"a record is damaged: {len(record)} bytes instead of {expected}")
+    name = record[HEADER.size : HEADER.size + name_bytes].decode("utf-8", "surrogateescape")
+    if not versions:
+        return Recording(name, np.frombuffer(record, "<i2", offset=start))
     values = np.frombuffer(record, "<f2", offset=start)
     return Utterance(
-        id=record[HEADER.size : HEADER.size + name_bytes].decode("utf-8", "surrogateescape"),
+        id=name,
         num_samples=num_samples,
         log_mel=values[: sizes[0]].reshape(versions, frames, bins),
-        tail=values[sizes[0] :].reshape(versions, TAIL_FRAMES, bins),
+        tail=values[sizes[0] :].reshape(versions, features.TAIL_FRAMES, bins),
     )
 
 
@@ -84,7 +110,7 @@ def read_metadata(directory: str | Path) -> dict:
         theirs = metadata["features"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run sdpn_jax.data.prepare again") from error
-    for field, ours in dataclasses.asdict(FeatureSettings()).items():
+    for field, ours in dataclasses.asdict(features.DEFAULT).items():
         if theirs.get(field) != ours:
             raise UserError(
                 f"{path}: the shards were made with {field}={theirs.get(field)}, training needs {field}={ours}: "

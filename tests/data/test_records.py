@@ -92,3 +92,15 @@ def test_metadata(tmp_path):
         records.shard_paths(tmp_path)
     (tmp_path / "a").write_bytes(b"123")
     assert records.shard_paths(tmp_path) == [str(tmp_path / "a")]
+
+
+def test_recordings_keep_their_samples():
+    samples = np.random.default_rng(0).integers(-32768, 32768, 3000).astype(np.int16)
+    back = records.decode(records.encode(records.Recording("s/ü.wav", samples)))
+    assert back.id == "s/ü.wav"
+    assert back.num_samples == 3000
+    np.testing.assert_array_equal(back.samples, samples)
+    expected = features.log_mel(samples.astype(np.float32) / 32768)
+    np.testing.assert_array_equal(back.log_mel, expected[None].astype(np.float16))
+    with pytest.raises(UserError, match="damaged"):
+        records.decode(records.encode(records.Recording("a", samples))[:-1])

@@ -124,6 +124,22 @@ def test_a_run_leaves_everything_behind(workplace):
 
 
 @pytest.mark.slow
+def test_waveforms_augmented_on_the_device(workplace):
+    """The same commands with --store=waveform; shards of another kind than the config says are refused."""
+    shards = workplace / "waveforms"
+    run("data.prepare", f"--input={workplace / 'audio'}", f"--output={shards}", "--store=waveform", "--workers=1")
+    arguments = f"--config={workplace / 'config.py'}", f"--config.data_dir={shards}", f"--workdir={workplace / 'on'}"
+    assert "store=waveform" in refused("main", *arguments)
+    run("main", *arguments, "--config.store=waveform", "--config.num_steps=5")
+    losses = list(losses_of(workplace / "on").values())
+    assert len(losses) == 5
+    assert np.all(np.isfinite(losses))
+    run("data.inspect", f"--input={shards}", f"--config={workplace / 'config.py'}")
+    run("data.inspect", f"--input={workplace / 'shards'}", f"--config={workplace / 'config.py'}", "--step=3")
+    assert (workplace / "shards" / "inspection" / "views-3.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_the_collapse_warning(workplace):
     """Without the terms that keep utterances apart the same run collapses, and says so once."""
     nothing = "--config.objective.me_max_weight=0 --config.objective.koleo_weight=0 --config.objective.targets=softmax"

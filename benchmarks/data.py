@@ -1,0 +1,144 @@
+"""Preparation, storage and pipeline: throughput per core, each beside the plain way of doing the same.
+
+    python benchmarks/data.py --audio=librispeech/train --shards=data/librispeech [--noise=DIR --rirs=DIR]
+
+Prints tables and writes <output>. All in one process on one core (pin it: taskset -c 0), repeated and interleaved;
+figures are medians.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+from absl import app, flags
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from sdpn_jax.data import audio, augment, features, pipeline, prepare, records
+
+OPTIONS = ("group_size:1,uncompressed", "group_size:1,zstd:1", "group_size:1,zstd:5", "group_size:8,uncompressed",
+           "group_size:64,zstd:1")  # fmt: skip
+
+
+def timed(work: Callable) -> float:
+    """Seconds that `work()` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(works: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turn `repeats` times."""
+    times = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(timed(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def plain_log_mel(path: Path) -> np.ndarray:
+    """What a user would write: librosa.load and librosa.feature.melspectrogram."""
+    waveform, _ = librosa.load(path, sr=16000, mono=True)
+    mel = librosa.feature.melspectrogram(
+        y=waveform, sr=16000, n_fft=512, win_length=400, hop_length=160, n_mels=80, htk=True, norm=None,
+        pad_mode="reflect",
+    )  # fmt: skip
+    return np.log(mel.T + 1e-6)
+
+
+def preparation(utterances: list[tuple[str, Path]], repeats: int) -> dict:
+    """Hours of audio in an hour of one core: the plain way, ours, and each of our stages alone."""
+    waveforms = [audio.read_audio(path) for _, path in utterances]
+    hours = sum(map(len, waveforms)) / audio.SAMPLE_RATE / 3600
+    recipes = {count: prepare.make_recipe(FLAGS.noise, FLAGS.rirs, augmentations=count, seed=0) for count in (0, 4)}
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(plain_log_mel(utterances[0][1]), features.log_mel(waveforms[0]), atol=2e-3)
+
+    def ours(count):
+        def work():
+            for name, path in utterances:
+                records.encode(prepare.make_record(name, audio.read_audio(path), recipes[count]))
+
+        return work
+
+    works = {
+        "plain: librosa.load + melspectrogram": lambda: [plain_log_mel(path) for _, path in utterances],
+        "ours, 0 augmentations": ours(0),
+        "ours, 4 augmentations": ours(4),
+        "stage: decode": lambda: [audio.read_audio(path) for _, path in utterances],
+        "stage: log-mel": lambda: [features.log_mel(x) for x in waveforms],
+        "stage: one augmentation": lambda: [augment.augment(x, recipes[4].sources, rng) for x in waveforms],
+    }
+    return {name: hours / (seconds / 3600) for name, seconds in interleaved(works, repeats).items()}
+
+
+def storage(shards: Path, reads: int) -> dict:
+    """Bytes per hour of audio and random reads per second of each way to write the same records."""
+    raw = [record for path in records.shard_paths(shards) for record in records.read_shard(path)]
+    hours = sum(records.decode(record).num_samples for record in raw) / audio.SAMPLE_RATE / 3600
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        readers = {}
+        for number, options in enumerate(OPTIONS):
+            path = Path(folder) / f"{number}.array_record"
+            writer = ArrayRecordWriter(str(path), options)
+            for record in raw:
+                writer.write(record)
+            writer.close()
+            readers[options] = ArrayRecordReader(str(path))
+            results[options] = {"GB_per_hour": path.stat().st_size / 1e9 / hours}
+        order = np.random.default_rng(0).integers(len(raw), size=reads)
+        works = {name: lambda reader=reader: [reader.read([int(i)]) for i in order] for name, reader in readers.items()}
+        for name, seconds in interleaved(works, 5).items():
+            results[name]["reads_per_s"] = reads / seconds
+    return results
+
+
+def loading(shards: Path, batches: int) -> dict:
+    """Utterances (1 global, 4 local views) per second of one core, beside reading the same records alone."""
+    readers = [ArrayRecordReader(path) for path in records.shard_paths(shards)]
+    sizes = [reader.num_records() for reader in readers]
+    count = 32 * batches
+
+    def read_alone():
+        rng = np.random.default_rng(0)
+        for _ in range(count):
+            shard = rng.integers(len(readers))
+            readers[shard].read([int(rng.integers(sizes[shard]))])
+
+    iterator = iter(pipeline.dataset(shards, 32, 0, pipeline.Views()))  # in this thread
+    works = {
+        "reading the records alone": read_alone,
+        "pipeline: 1 + 4 views, masked, batched": lambda: [next(iterator) for _ in range(batches)],
+    }
+    return {name: count / seconds for name, seconds in interleaved(works, 5).items()}
+
+
+def main(_) -> None:
+    utterances = audio.find_utterances(FLAGS.audio)[: FLAGS.files]
+    results = {"hours of audio per core-hour": preparation(utterances, FLAGS.repeats)}
+    results["storage"] = storage(Path(FLAGS.shards), 500)
+    results["utterances per second and core"] = loading(Path(FLAGS.shards), 20)
+    for title, rows in results.items():
+        print(f"\n{title}")
+        for name, value in rows.items():
+            text = "  ".join(f"{k} {v:,.3f}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,.0f}"
+            print(f"  {name:42s} {text}")
+    Path(FLAGS.output).write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwritten: {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("audio", None, "Folder of audio.", required=True)
+    flags.DEFINE_string("shards", None, "Folder of shards.", required=True)
+    flags.DEFINE_string("noise", None, "Folder of noise.")
+    flags.DEFINE_string("rirs", None, "Folder of room impulse responses.")
+    flags.DEFINE_integer("files", 60, "Of the audio folder.")
+    flags.DEFINE_integer("repeats", 5, "Of each way.")
+    flags.DEFINE_string("output", "data_benchmark.json", "Where the figures go.")
+    app.run(main)

@@ -1,0 +1,214 @@
+"""Augmentation on the accelerator: waveform crops -> noisy, reverberant, masked log-mel views, inside jit.
+
+The same distributions and the same features as augment.py, features.py and pipeline.py make on the host, drawn fresh
+for every view of every step from a key. Only the power for the signal-to-noise ratio is of the crop, not of the whole
+utterance. Shapes: B utterances, V views, T frames, F mel bins; samples are float32 in [-1, 1].
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdpn_jax.data import augment, features, records
+from sdpn_jax.errors import UserError
+
+MARGIN = features.DEFAULT.n_fft // 2  # samples that the first and the last frame see beyond the view
+HOP = features.DEFAULT.hop
+BANK_STRETCHES, BANK_SECONDS, BANK_RIRS = 200, 10.0, 1000  # of each kind of noise; 64 MB a kind, 32 MB of rooms
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Noise and rooms kept on the device: noise int16 [kinds, N, S], rirs float32 [R, RIR_SAMPLES] of unit energy.
+
+    `kinds` names the first axis of `noise` (see augment.SNR_DB); each response begins with its direct path.
+    """
+
+    kinds: tuple[str, ...]
+    noise: np.ndarray
+    rirs: np.ndarray
+
+
+def make_bank(
+    sources: augment.Sources, seed: int, stretches=BANK_STRETCHES, seconds=BANK_SECONDS, rirs=BANK_RIRS
+) -> Bank:
+    """Draws noise and room impulse responses for the device from the same sources as the host's augmentation.
+
+    For each kind of noise `stretches` of `seconds`, and `rirs` responses; made up where the sources are empty.
+    """
+    rng, samples = np.random.default_rng(seed), round(seconds * features.DEFAULT.sample_rate)
+    kinds = tuple(sorted(sources.noises)) or ("noise",)
+    noise = np.empty((len(kinds), stretches, samples), np.int16)
+    for number, kind in enumerate(kinds):
+        for stretch in noise[number]:
+            stretch[:] = _as_int16(augment.noise_of(kind, sources, samples, rng))
+    responses = np.zeros((rirs, augment.RIR_SAMPLES), np.float32)
+    for response in responses:
+        rir = augment.rir_of(sources, rng)
+        rir = rir[np.argmax(np.abs(rir)) :][: augment.RIR_SAMPLES]
+        response[: len(rir)] = rir / np.sqrt(np.sum(np.square(rir)))
+    return Bank(kinds, noise, responses)
+
+
+def save_bank(bank: Bank, directory: str | Path) -> None:
+    """Writes <directory>/bank.npz."""
+    with (Path(directory) / "bank.tmp").open("wb") as file:
+        np.savez(file, kinds=np.asarray(bank.kinds), noise=bank.noise, rirs=bank.rirs)
+    (Path(directory) / "bank.tmp").replace(Path(directory) / "bank.npz")
+
+
+def load_bank(directory: str | Path) -> Bank:
+    """Reads what save_bank wrote. Raises UserError when it is missing or damaged."""
+    path = Path(directory) / "bank.npz"
+    try:
+        with np.load(path) as arrays:
+            return Bank(tuple(arrays["kinds"].tolist()), arrays["noise"], arrays["rirs"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): run sdpn_jax.data.prepare --store=waveform again") from error
+
+
+def _as_int16(noise: np.ndarray) -> np.ndarray:
+    """Scaled so that its largest sample is full scale; a mixture scales it again to its signal-to-noise ratio."""
+    return np.round(noise * (32767 / max(np.abs(noise).max(), 1e-9))).astype(np.int16)
+
+
+def log_mel_of_view(samples):
+    """log-mel [..., T, F] of view_samples(T) samples [...], the formula of features.py without padding."""
+    window, filterbank = features.window_and_filterbank(features.DEFAULT)
+    frames = 1 + (samples.shape[-1] - 2 * MARGIN) // HOP
+    index = HOP * np.arange(frames)[:, None] + np.arange(2 * MARGIN)
+    spectrum = jnp.fft.rfft(samples[..., index] * window)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    mel = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST)
+    return jnp.log(mel + features.DEFAULT.floor)
+
+
+def cut_view(segment, first, num_samples, padded, frames: int):
+    """The samples that a view of `frames` frames sees, from its segment [history + view_samples(frames)].
+
+    first: the utterance's sample that the view's first frame begins to see, negative at the start of an utterance.
+    Beyond both ends the utterance is reflected, as centred frames do; `padded` says that silence follows its end.
+    The segment's sample `history` is the utterance's sample max(first, 0).
+    """
+    length = features.view_samples(frames)
+    history = segment.shape[-1] - length
+    wanted, last = jnp.abs(first + jnp.arange(length)), num_samples - 1
+    reflected = jnp.where(padded | (wanted <= last), wanted, 2 * last - wanted)
+    view = jnp.take(segment, reflected - jnp.maximum(first, 0) + history, mode="clip")
+    return jnp.where(padded & (reflected > last), 0.0, view)
+
+
+def reverberate(segment, rir, gain):
+    """gain * (segment [N] * rir [L]) cut to [N], by FFT; the direct path is at no delay."""
+    size = _fast_length(segment.shape[-1] + rir.shape[-1] - 1)
+    wet = jnp.fft.irfft(jnp.fft.rfft(segment, size) * jnp.fft.rfft(rir, size), size)
+    return gain * wet[: segment.shape[-1]]
+
+
+def _fast_length(size: int) -> int:
+    """The least 2^k or 3 * 2^k that is not below `size`."""
+    power = 1 << (size - 1).bit_length()
+    return 3 * power // 4 if 3 * power // 4 >= size else power
+
+
+def mix(view, noise, snr_db, audible):
+    """view + noise, both [N], at `snr_db` over the `audible` samples [N] (bool); the others stay as they are."""
+    power = lambda x: jnp.sum(jnp.square(x), where=audible)  # noqa: E731
+    noise_power = power(noise)
+    scale = jnp.sqrt(power(view) / jnp.maximum(noise_power, 1e-20) / 10 ** (snr_db / 10))
+    return view + jnp.where(audible & (noise_power > 0), scale * noise, 0.0)
+
+
+def augment_segment(key, segment, audible, bank: dict, kinds: tuple[str, ...]):
+    """A noisy or reverberant version of a segment [N], with the shares of augment.augment."""
+    keys = jax.random.split(key, 7)
+    draw, which = jax.random.uniform(keys[0]), jax.random.uniform(keys[1])
+    one, both = (draw >= 1 / 6) & (draw < 4 / 6), draw >= 4 / 6
+    with_reverb, with_noise = both | (one & (which < 0.25)), both | (one & (which >= 0.25))
+
+    rir = bank["rirs"][jax.random.randint(keys[2], (), 0, len(bank["rirs"]))]
+    gain = 10 ** (jax.random.uniform(keys[3], minval=augment.REVERB_GAIN_DB[0], maxval=augment.REVERB_GAIN_DB[1]) / 20)
+    wet = jnp.where(with_reverb, reverberate(segment, rir, gain), segment)
+    wet = jnp.where(audible, wet, 0.0)  # the room's echo does not go on into the silence after an utterance
+
+    kind = jax.random.randint(keys[4], (), 0, len(kinds))
+    low, high = jnp.asarray([augment.SNR_DB[name] for name in kinds]).T
+    snr = jax.random.uniform(keys[5], minval=low[kind], maxval=high[kind])
+    number, start = (jax.random.randint(k, (), 0, n) for k, n in zip(
+        jax.random.split(keys[6]), (bank["noise"].shape[1], bank["noise"].shape[2] - len(segment) + 1), strict=True
+    ))  # fmt: skip
+    noise = jax.lax.dynamic_slice(bank["noise"], (kind, number, start), (1, 1, len(segment))).reshape(-1)
+    return jnp.where(with_noise, mix(wet, noise.astype(jnp.float32), snr, audible), wet)
+
+
+def mask(key, log_mel, probability: float, max_frames: int, max_bins: int, value: str):
+    """pipeline.mask on the device: log_mel [T, F]."""
+    keys = jax.random.split(key, 5)
+    frames, bins = log_mel.shape
+    floor = jnp.full(bins, np.log(features.DEFAULT.floor), log_mel.dtype)
+    fill = log_mel.mean(0) if value == "mean" else floor
+    hidden = _stretch(keys[0], keys[1], frames, max_frames)[:, None] | _stretch(keys[2], keys[3], bins, max_bins)
+    return jnp.where(hidden & (jax.random.uniform(keys[4]) < probability), fill, log_mel)
+
+
+def _stretch(key_width, key_start, length: int, max_width: int):
+    """A random stretch of 0 to `max_width` places among `length`, as bool [length]."""
+    width = jax.random.randint(key_width, (), 0, min(max_width, length) + 1)
+    start = jax.random.randint(key_start, (), 0, length - width + 1)
+    places = jnp.arange(length)
+    return (places >= start) & (places < start + width)
+
+
+def make_views(key, batch: dict, bank: dict, kinds: tuple[str, ...], views) -> dict:
+    """Waveform segments -> {"global": [B, G, Tg, F] clean, "local": [B, V, Tl, F] augmented and masked}, float32.
+
+    batch: as pipeline.dataset gives it for shards of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.
+    """
+
+    def clean(segment, first, num_samples, padded):
+        samples = segment.astype(jnp.float32) / 32768
+        return log_mel_of_view(cut_view(samples, first, num_samples, padded, views.global_frames))
+
+    def noisy(key, segment, first, num_samples, padded):
+        key_augment, key_mask = jax.random.split(key)
+        samples = segment.astype(jnp.float32) / 32768
+        history = len(segment) - features.view_samples(views.local_frames)
+        place = jnp.maximum(first, 0) - history + jnp.arange(len(segment))
+        audible = (place >= 0) & (place < num_samples)
+        samples = augment_segment(key_augment, samples, audible, bank, kinds)
+        log_mel = log_mel_of_view(cut_view(samples, first, num_samples, padded, views.local_frames))
+        return mask(key_mask, log_mel, views.mask_probability, views.mask_max_frames, views.mask_max_bins,
+                    views.mask_value)  # fmt: skip
+
+    keys = jax.random.split(key, batch["local"].shape[:2])
+    lengths = lambda name: jnp.broadcast_to(batch["num_samples"][:, None], batch[name].shape[:2])  # noqa: E731
+    arguments = {
+        name: (batch[name], batch[f"{name}_first"], lengths(name), batch[f"{name}_padded"])
+        for name in ("global", "local")
+    }
+    return {
+        "global": jax.vmap(jax.vmap(clean))(*arguments["global"]),
+        "local": jax.vmap(jax.vmap(noisy))(keys, *arguments["local"]),
+    }
+
+
+def views_of_step(directory: str | Path, seed: int, views) -> tuple[dict, Callable]:
+    """(bank arrays, function (step, batch, bank arrays) -> views) for a folder of shards; views: pipeline.Views.
+
+    Batches of prepared features are views already. Segments of waveforms are augmented with a key that is a function of
+    (seed, step).
+    """
+    if records.read_metadata(directory)["store"] == "log_mel":
+        return {}, lambda step, batch, arrays: batch
+    bank = load_bank(directory)
+
+    def of_step(step, batch, arrays):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return make_views(key, batch, arrays, bank.kinds, views)
+
+    return {"noise": bank.noise, "rirs": bank.rirs}, of_step
