@@ -35,12 +35,13 @@ def test_golden_steps(golden, kind, dtype, rtol):
         prototypes = jnp.asarray(vectors["init/prototypes"], dtype)
         rates, momenta = (jnp.asarray(vectors[name], dtype) for name in ("lr", "teacher_momentum"))
 
-        @functools.cache
-        def compiled(clip_norm):
-            optimizer = optim.sgd(lambda step: rates[step], 0.9, float(vectors["weight_decay"]), clip_norm)
-            objective = Objective(targets=kind)
-            step = make_train_step(network, optimizer, objective, lambda step: rates[step], lambda step: momenta[step])
-            return jax.jit(step), optimizer
+        def optimizer(clip_norm):
+            return optim.sgd(lambda step: rates[step], 0.9, float(vectors["weight_decay"]), clip_norm)
+
+        @jax.jit
+        def step(state, batch, clip_norm):
+            objective, rate, momentum = Objective(targets=kind), lambda step: rates[step], lambda step: momenta[step]
+            return make_train_step(network, optimizer(clip_norm), objective, rate, momentum)(state, batch)
 
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -48,7 +49,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
             teacher=student,
             prototypes=prototypes,
             centre=jnp.zeros(len(prototypes), dtype),
-            opt_state=compiled(3.0)[1].init({"network": student["params"], "prototypes": prototypes}),
+            opt_state=optimizer(3.0).init({"network": student["params"], "prototypes": prototypes}),
         )
         for i, clip_norm in enumerate(vectors["clip_norm"]):
             view = {  # [views, batch, mel, frames] -> [batch, views, frames, mel]
@@ -59,7 +60,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
                 "global": view["global"].reshape(1, *view["global"].shape[-3:]).transpose(1, 0, 3, 2),
                 "local": view["local"].transpose(1, 0, 3, 2),
             }
-            state, metrics = compiled(float(clip_norm))[0](state, batch)
+            state, metrics = step(state, batch, jnp.asarray(clip_norm, dtype))
             history = [float(metrics[name]) for name in ("loss", "cross_entropy", "me_max", "koleo")]
             if dtype == np.float64 or i < 2:  # the first rate is 0: until here no update has been felt
                 np.testing.assert_allclose(history, vectors["history_loss_ce_memax_koleo"][i], rtol=rtol)

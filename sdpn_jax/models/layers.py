@@ -1,5 +1,7 @@
 """Building blocks shared by encoder and head: reflect-padded convolution over time, dense layer, batch norm."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,21 +77,48 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
-        if train:
-            mean, var = self._update(x, running_mean, running_var)
-        else:
-            mean, var = running_mean.value, running_var.value
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return ((x.astype(wide(x.dtype)) - mean) * gain + bias).astype(x.dtype)
-
-    def _update(self, x, running_mean, running_var):
-        axes = tuple(range(x.ndim - 1))
-        count = np.prod([x.shape[axis] for axis in axes])
-        xw = x.astype(wide(x.dtype))
-        mean = xw.mean(axes)
-        var = jnp.square(xw - mean).mean(axes)
+        if not train:
+            gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return ((x.astype(wide(x.dtype)) - running_mean.value) * gain + bias).astype(x.dtype)
+        y, mean, var = normalise_batch(x, scale, bias, self.epsilon)
         if not self.is_initializing():
+            count = x.size // features
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        return mean, var
+        return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise_batch(x, scale, bias, epsilon: float):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last, in float32; also mean and var.
+
+    Its gradient is written out (Ioffe and Szegedy, arXiv 1502.03167, section 3), which takes one pass over x and the
+    gradient for its two sums and another for the result, half of the time that automatic differentiation takes. No
+    gradient flows from mean and var, which only the running averages use.
+    """
+    return _normalise_batch(x, scale, bias, epsilon)[0]
+
+
+def _normalise_batch(x, scale, bias, epsilon):
+    axes = tuple(range(x.ndim - 1))
+    xw = x.astype(wide(x.dtype))
+    mean = xw.mean(axes)
+    var = jnp.square(xw - mean).mean(axes)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = ((xw - mean) * (inverse * scale) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _normalise_batch_gradient(epsilon, saved, gradients):
+    x, scale, mean, inverse = saved
+    axes = tuple(range(x.ndim - 1))
+    gradient = gradients[0].astype(wide(x.dtype))
+    normalised = (x.astype(wide(x.dtype)) - mean) * inverse
+    of_bias, of_scale = gradient.sum(axes), (gradient * normalised).sum(axes)
+    count = x.size // x.shape[-1]
+    of_x = (inverse * scale) * (gradient - of_bias / count - normalised * (of_scale / count))
+    return of_x.astype(x.dtype), of_scale, of_bias
+
+
+normalise_batch.defvjp(_normalise_batch, _normalise_batch_gradient)

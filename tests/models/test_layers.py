@@ -60,6 +60,30 @@ def test_batch_norm_uses_biased_and_remembers_unbiased_variance():
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5)
 
 
+def test_gradient_of_batch_norm_against_finite_differences():
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(1.0, 2.0, size=(3, 4, 2)), rng.normal(size=(3, 4, 2))
+    scale, bias = rng.normal(size=2), rng.normal(size=2)
+
+    def value(x, scale, bias):
+        flat = x.reshape(-1, 2)
+        return (((x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias) * weight).sum()
+
+    def loss(x, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": bias, "var": bias}}
+        return (BatchNorm().apply(variables, x, True, mutable=["batch_stats"])[0] * weight).sum()
+
+    with jax.enable_x64(True):
+        gradients = jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+    for number, gradient in enumerate(gradients):
+        for place in np.ndindex(gradient.shape):
+            arguments = [[x.copy(), scale.copy(), bias.copy()] for _ in range(2)]
+            arguments[0][number][place] += 1e-6
+            arguments[1][number][place] -= 1e-6
+            expected = (value(*arguments[0]) - value(*arguments[1])) / 2e-6
+            assert float(gradient[place]) == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
 def test_head_against_its_formula():
     rng = np.random.default_rng(0)
     head = ProjectionHead(hidden_size=7, projection_size=4)
