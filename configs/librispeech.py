@@ -15,8 +15,6 @@ def get_config() -> ConfigDict:
     config = vox2.get_config()
     config.workdir = "runs/librispeech"
     config.data_dir = "data/librispeech"
-    config.workers = 0
-
     config.batch_size = 32
     config.num_epochs = 0
     config.num_steps = 700

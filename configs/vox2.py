@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.store = "log_mel"  # what the shards hold: features augmented on the host, or "waveform"s for the accelerator
     config.seed = 0  # of initialisation, shuffling and crops
     config.demo = ConfigDict()  # empty: no demo
-    config.workers = 8  # processes that read ahead; 0: threads of this process
+    config.workers = -1  # processes that read ahead; -1: chosen from the number of cores; 0: threads of this process
 
     config.batch_size = 384  # utterances over all devices
     config.num_epochs = 150  # passes over the data

@@ -1,5 +1,6 @@
 """Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,11 @@ def batches(
     process_count: int = 1,
     held_out: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of steps first_step, first_step + 1, ... without end; `workers` processes read ahead (0: threads)."""
+    """The batches of steps first_step, first_step + 1, ... without end.
+
+    `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says.
+    """
+    workers = automatic_workers(os.cpu_count() or 1) if workers < 0 else workers
     shares = dataset(directory, batch_size, seed, views, process_index, process_count, held_out)
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
@@ -180,6 +185,11 @@ def batches(
             flags.FLAGS.mark_as_parsed()
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(iterator)
+
+
+def automatic_workers(cores: int) -> int:
+    """Processes that read ahead: half of the cores, at most 16; none where they would only be in the step's way."""
+    return min(cores // 2, 16) if cores >= 8 else 0
 
 
 def held_out_crops(

@@ -222,3 +222,7 @@ def test_too_few_held_out_utterances(shards):
         pipeline.held_out_crops(shards, 1, 10, 0)
     with pytest.raises(UserError, match="batch_size=9 is more than the 8"):
         pipeline.dataset(shards, 9, 0, SMALL, held_out=3)
+
+
+def test_automatic_workers():
+    assert [pipeline.automatic_workers(cores) for cores in (1, 4, 8, 16, 128)] == [0, 0, 4, 8, 16]
