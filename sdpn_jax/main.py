@@ -26,8 +26,10 @@ def use_huge_pages() -> None:
 
 
 def main(_) -> None:
-    from sdpn_jax import demo, train  # JAX starts here, after the flags have been read
+    from sdpn_jax import demo, hosts, train  # JAX starts here, after the flags have been read
 
+    if FLAGS.coordinator or FLAGS.distributed or hosts.several_expected(os.environ):
+        hosts.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_index)
     config = FLAGS.config
     try:
         workdir = FLAGS.workdir or config.workdir
@@ -46,5 +48,9 @@ if __name__ == "__main__":
         "config", None, "Python file with get_config(), such as configs/librispeech.py; --config.FIELD=VALUE overrides."
     )
     flags.DEFINE_string("workdir", None, "Where the run goes; default: the config's workdir. A run there is resumed.")
+    flags.DEFINE_bool("distributed", False, "Join other processes as SLURM, Kubernetes or TPU metadata say.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several processes make one run.")
+    flags.DEFINE_integer("process_count", None, "With --coordinator: how many processes there are.")
+    flags.DEFINE_integer("process_index", None, "With --coordinator: this one's number, from 0.")
     flags.mark_flag_as_required("config")
     errors.run(main)

@@ -33,4 +33,5 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def put_batch(batch: dict, mesh: Mesh) -> dict:
     """This process's share of a batch, NumPy arrays [b, ...] -> global arrays [B, ...] on the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    with jax.transfer_guard("allow"):  # with several processes JAX does not see that this transfer is meant
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

@@ -142,7 +142,7 @@ def views_of_batch(directory: Path, config, step: int) -> dict[str, np.ndarray]:
     views = pipeline.Views(**config.views)
     batch = next(pipeline.batches(directory, config.batch_size, config.seed, views, step, held_out=config.held_out))
     bank, make_views = device.views_of_step(directory, config.seed, views)
-    return {name: np.asarray(view) for name, view in make_views(step, batch, jax.device_put(bank)).items()}
+    return jax.device_get(jax.jit(make_views)(step, batch, bank))
 
 
 def main(_) -> None:

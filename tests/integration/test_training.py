@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,6 +187,30 @@ def test_four_devices_give_the_same_losses(workplace, monkeypatch):
     one, four = losses_of(workplace / "1"), losses_of(workplace / "4")
     assert sorted(one) == sorted(four) == list(range(1, 21))
     np.testing.assert_allclose([four[k] for k in one], list(one.values()), rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
+    """Two processes of two devices on loopback, beside one of one device (which the test before has left)."""
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    if not (workplace / "1").exists():
+        train(workplace, workplace / "1", "--config.model.dtype=float64")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sdpn_jax.main", *arguments_of(workplace, workplace / "hosts")]
+    command += ["--config.model.dtype=float64", f"--coordinator=localhost:{port}", "--process_count=2"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen([*command, f"--process_index={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=400)
+        assert process.returncode == 0, said.decode()[-3000:]
+    one, two = losses_of(workplace / "1"), losses_of(workplace / "hosts")
+    assert sorted(one) == sorted(two) == list(range(1, 21))
+    np.testing.assert_allclose([two[k] for k in one], list(one.values()), rtol=1e-8)
 
 
 @pytest.mark.slow
