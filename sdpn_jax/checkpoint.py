@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from sdpn_jax import files
 from sdpn_jax.errors import UserError
 
 
@@ -49,9 +50,7 @@ def write_config(workdir: str | Path, config: dict) -> None:
     """Keeps the run's config beside its checkpoints, as <workdir>/config.json."""
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def read_config(workdir: str | Path) -> dict | None:

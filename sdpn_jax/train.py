@@ -16,7 +16,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from sdpn_jax import checkpoint, optim, sharding
+from sdpn_jax import checkpoint, files, optim, sharding
 from sdpn_jax.data import device, pipeline, records
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
@@ -376,9 +376,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
         rows = [row for row in read_rows(self._path) if row["step"] <= first_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self._path)
+        files.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._board = SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, row: dict) -> None:

@@ -33,10 +33,17 @@ def crop(utterance: records.Utterance, version: int, frames: int, rng: np.random
     An utterance shorter than the view is padded at its end exactly as if its waveform had been padded with silence.
     """
     log_mel = utterance.log_mel[version]
-    if utterance.num_samples < frames * features.DEFAULT.hop:
+    start, padded = _start_of_view(utterance.num_samples, frames, rng)
+    if padded:
         return features.pad_with_silence(log_mel, utterance.tail[version], utterance.num_samples, frames)
-    start = rng.integers(len(log_mel) - frames + 1)
     return log_mel[start : start + frames]
+
+
+def _start_of_view(num_samples: int, frames: int, rng: np.random.Generator) -> tuple[int, bool]:
+    """(first frame of a random view, False), or (0, True) when the utterance is too short and must be padded."""
+    if num_samples < frames * features.DEFAULT.hop:
+        return 0, True
+    return int(rng.integers(1 + num_samples // features.DEFAULT.hop - frames + 1)), False
 
 
 def mask(log_mel: np.ndarray, views: Views, rng: np.random.Generator) -> np.ndarray:
@@ -82,9 +89,8 @@ def cut_segment(
 
     The view is the same stretch of frames that `crop` would cut from the utterance's log-mel with this `rng`.
     """
-    padded = recording.num_samples < frames * features.DEFAULT.hop
-    start = 0 if padded else rng.integers(1 + recording.num_samples // features.DEFAULT.hop - frames + 1)
-    first = int(start) * features.DEFAULT.hop - features.DEFAULT.n_fft // 2
+    start, padded = _start_of_view(recording.num_samples, frames, rng)
+    first = start * features.DEFAULT.hop - features.DEFAULT.n_fft // 2
     begin = max(first, 0) - history
     segment = np.zeros(history + features.view_samples(frames), np.int16)
     piece = recording.samples[max(begin, 0) : max(begin, 0) + len(segment) - max(-begin, 0)]

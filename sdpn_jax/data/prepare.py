@@ -32,7 +32,7 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from sdpn_jax import errors
+from sdpn_jax import errors, files
 from sdpn_jax.data import audio, augment, features, records
 from sdpn_jax.errors import UserError
 
@@ -150,7 +150,7 @@ def finish(
         if _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries for entry in summary["skipped"]]
-    _write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
+    files.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
     kept = sum(summary["utterances"] for summary in summaries)
     if not kept:
         raise UserError(f"none of the {len(skipped)} recordings could be used; reasons in {output / 'skipped.txt'}")
@@ -176,7 +176,7 @@ def finish(
         from sdpn_jax.data import device  # which starts JAX
 
         device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
-    _write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
+    files.write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
@@ -238,7 +238,7 @@ def write_shard(shard: Shard, recipe: Recipe, done: Callable = lambda: None) -> 
         summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
         summary["skipped"] = skipped
         temporary.replace(shard.path)
-        _write_text(shard.summary_path, json.dumps(summary))
+        files.write_text(shard.summary_path, json.dumps(summary))
     return summary
 
 
@@ -352,12 +352,6 @@ def _bytes_per_second(recipe: Recipe) -> float:
 
 def _one_line(path: str) -> str:
     return path.encode("unicode_escape").decode() if not path.isprintable() else path
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def describe(metadata: dict, output: str | Path) -> str:
