@@ -20,15 +20,14 @@ from scipy.stats import spearmanr
 
 # What each variant changes in configs/librispeech.py.
 VARIANTS = {
-    "full objective (centred targets)": {},
+    "full objective (balanced targets)": {},
     "no diversity term": {"objective.koleo_weight": 0.0},
     "no me-max": {"objective.me_max_weight": 0.0},
-    "softmax targets": {"objective.targets": "softmax", "objective.sharpening": 0.25},
-    "Sinkhorn targets": {"objective.targets": "sinkhorn", "objective.sharpening": 0.25},
-    "Sinkhorn targets, T 0.5": {"objective.targets": "sinkhorn"},
-    "centred targets, T 0.25": {"objective.sharpening": 0.25},
+    "Sinkhorn targets": {"objective.targets": "sinkhorn"},
     "dimension regularisation": {"objective.koleo_weight": 0.0, "objective.frobenius_weight": 1.0},
     "fixed random prototypes": {"prototype_multiplier": 0.0},
+    "centred targets": {"objective.targets": "centred", "objective.offset_rate": 0.1},
+    "softmax targets": {"objective.targets": "softmax"},
 }
 HEALTH = ("prototypes_in_interval", "targets_told_apart", "effective_rank", "crop_eer_percent")
 

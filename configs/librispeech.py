@@ -23,8 +23,6 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.8  # 0.1 at a batch of 32
     config.ema_momentum = 0.99
 
-    config.objective.sharpening = 0.5  # with 32 utterances in a batch, softer targets keep more prototypes in use
-
     config.model.channels = (128, 128, 128, 128, 384)
     config.model.dtype = "float32"
 

@@ -10,6 +10,5 @@ def get_config() -> ConfigDict:
     config = vox2.get_config()
     config.workdir = "runs/vox2_paper"
     config.objective.targets = "softmax"
-    config.objective.sharpening = 0.25
     config.objective.me_max_weight = 0.0
     return config

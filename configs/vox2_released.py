@@ -11,7 +11,6 @@ def get_config() -> ConfigDict:
     config.workdir = "runs/vox2_released"
     config.prototype_multiplier = 4.0
     config.objective.targets = "sinkhorn"
-    config.objective.sharpening = 0.25
     config.objective.koleo_group = 96
     config.views.mask_value = "silence"
     return config

@@ -43,6 +43,21 @@ def sinkhorn_targets(cosines, temperature: float, sharpening: float, iterations:
     return jax.lax.stop_gradient(jnp.exp(log_q))
 
 
+def balanced_targets(cosines, offset, temperature: float, sharpening: float, rate: float):
+    """Sharpened targets [N, K] after an offset [K] of the prototypes, and that offset moved one step; no gradient.
+
+    The offset, subtracted from the logits, rises for prototypes used more than 1 / K of the time, falls for the rest:
+    offset += log(1 - rate + rate K usage), usage being the batch's mean target with the offset as it came. On a fixed
+    set of samples it settles where all prototypes are used equally, which is Sinkhorn's solution of entropic optimal
+    transport; taken one step a batch, as here, it is Online Sinkhorn (Mensch and Peyre, arXiv 2003.01415) and
+    balances over many batches, where Sinkhorn's iterations balance within each.
+    """
+    logits = jax.lax.stop_gradient(cosines) / (temperature * sharpening)
+    usage = jax.nn.softmax(logits - offset, axis=-1).mean(0)
+    offset = offset + jnp.log(1 - rate + rate * logits.shape[-1] * usage)
+    return jax.nn.softmax(logits - offset, axis=-1), offset
+
+
 def cross_entropy(log_probability, targets):
     """Mean over views and utterances of -sum_k target log p (paper, Eq. 3).
 

@@ -18,8 +18,8 @@ class Objective:
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
-    targets: str = "centred"  # or "softmax", "sinkhorn"
-    centre_momentum: float = 0.9
+    targets: str = "balanced"  # or "centred", "softmax", "sinkhorn"
+    offset_rate: float = 0.5
     sinkhorn_iterations: int = 3
     me_max_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
     student: dict
     teacher: dict
     prototypes: jax.Array
-    centre: jax.Array  # [K] running mean of the teacher's cosines, used by centred targets
+    offset: jax.Array  # [K] what balanced and centred targets subtract from the prototypes' logits or cosines
     opt_state: optax.OptState
 
 
@@ -51,7 +51,7 @@ def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientT
         student=student,
         teacher=jax.tree.map(jnp.copy, student),
         prototypes=prototypes,
-        centre=jnp.zeros(num_prototypes),
+        offset=jnp.zeros(num_prototypes),
         opt_state=optimizer.init({"network": student["params"], "prototypes": prototypes}),
     )
 
@@ -65,24 +65,26 @@ def forward(network: Network, variables: dict, views):
     return split(embedding), split(projection), updated["batch_stats"]
 
 
-def teacher_targets(projection, prototypes, centre, objective: Objective):
+def teacher_targets(projection, prototypes, offset, objective: Objective):
     """What the student must predict: projection [B, G, P] of the global views -> targets [B, G, K], no gradient.
 
-    Also returns the centre [K] of the next step: centred targets subtract a running mean of the cosines before the
-    softmax, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4), so that no prototype can win for every utterance.
+    Also returns the offset [K] of the next step. Balanced targets subtract what makes all prototypes equally used over
+    time; centred targets a running mean of the cosines, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4). Without
+    either, or Sinkhorn, one prototype wins for every utterance.
     """
     cosines = jax.lax.stop_gradient(losses.cosine_logits(projection, prototypes))
     flat = cosines.reshape(-1, cosines.shape[-1])
-    momentum = objective.centre_momentum
-    next_centre = momentum * centre + (1 - momentum) * flat.mean(0)
-    temperature, sharpening = objective.student_temperature, objective.sharpening
-    if objective.targets == "sinkhorn":
-        targets = losses.sinkhorn_targets(flat, temperature, sharpening, objective.sinkhorn_iterations)
+    temperature, sharpening, rate = objective.student_temperature, objective.sharpening, objective.offset_rate
+    if objective.targets == "balanced":
+        targets, offset = losses.balanced_targets(flat, offset, temperature, sharpening, rate)
     elif objective.targets == "centred":
-        targets = losses.softmax_targets(flat - centre, temperature, sharpening)
+        targets = losses.softmax_targets(flat - offset, temperature, sharpening)
+        offset = (1 - rate) * offset + rate * flat.mean(0)
+    elif objective.targets == "sinkhorn":
+        targets = losses.sinkhorn_targets(flat, temperature, sharpening, objective.sinkhorn_iterations)
     else:
         targets = losses.softmax_targets(flat, temperature, sharpening)
-    return targets.reshape(cosines.shape), next_centre
+    return targets.reshape(cosines.shape), offset
 
 
 def loss_terms(log_probability, targets, embedding, objective: Objective) -> dict:
@@ -127,7 +129,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         _, projection, teacher_stats = forward(network, state.teacher, batch["global"])
-        targets, centre = teacher_targets(projection, state.prototypes, state.centre, objective)
+        targets, offset = teacher_targets(projection, state.prototypes, state.offset, objective)
 
         params = {"network": state.student["params"], "prototypes": state.prototypes}
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -150,7 +152,7 @@ def make_train_step(
             student={"params": params["network"], "batch_stats": student_stats},
             teacher={"params": teacher_params, "batch_stats": teacher_stats},
             prototypes=params["prototypes"],
-            centre=centre,
+            offset=offset,
             opt_state=opt_state,
         ), metrics
 

@@ -152,7 +152,7 @@ def check_config(config: ConfigDict, mesh) -> int:
     """The number of prepared utterances; raises UserError for values that cannot work, before anything is computed."""
     sharding.check_batch_size(config.batch_size, mesh)
     choices = {
-        "objective.targets": ("softmax", "centred", "sinkhorn"),
+        "objective.targets": ("balanced", "centred", "softmax", "sinkhorn"),
         "objective.dimension_normalisation": ("l2", "standardise"),
         "store": ("log_mel", "waveform"),
         "clip_scope": ("tensor", "global", "off"),
@@ -213,7 +213,7 @@ def parameter_groups(state: TrainState) -> tuple:
 
 def state_parts(state: TrainState) -> dict:
     """The parts that a checkpoint keeps apart, so that a network can be read without the rest."""
-    rest = {"step": state.step, "prototypes": state.prototypes, "centre": state.centre, "opt_state": state.opt_state}
+    rest = {"step": state.step, "prototypes": state.prototypes, "offset": state.offset, "opt_state": state.opt_state}
     return {"student": state.student, "teacher": state.teacher, "rest": rest}
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,7 +149,35 @@ def test_me_max_is_zero_for_equal_use_and_log_k_for_one_prototype():
     assert float(losses.me_max(one)) == pytest.approx(np.log(8), rel=1e-6)
 
 
-@pytest.mark.parametrize("target", ["softmax", "centred", "sinkhorn"])
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_balanced_targets_settle_where_optimal_transport_is(rate):
+    """Many steps on one batch give the plan of the regularised transport problem, by SciPy's solver on its dual."""
+    cosines = np.random.default_rng(0).uniform(-1, 1, (12, 5))
+    logits = cosines / (0.5 * 0.4)
+
+    def dual(offset):  # convex; its gradient is the usage of every prototype minus 1 / K
+        return scipy.special.logsumexp(logits - offset, axis=1).mean() + offset.mean()
+
+    solution = scipy.optimize.minimize(dual, np.zeros(5), options={"gtol": 1e-10}).x
+    with jax.enable_x64(True):
+        offset = jnp.zeros(5)
+        for _ in range(500):
+            targets, offset = losses.balanced_targets(cosines, offset, 0.5, 0.4, rate)
+    np.testing.assert_allclose(np.asarray(targets).mean(0), 1 / 5, atol=1e-9)
+    np.testing.assert_allclose(targets, scipy.special.softmax(logits - solution, axis=1), atol=1e-5)
+
+
+def test_one_balancing_step_by_hand():
+    """Two samples that both prefer prototype 0 with probability 3/4: usage 3/4, 1/4; K usage 3/2, 1/2."""
+    cosines = np.log([[3.0, 1.0], [3.0, 1.0]])
+    targets, offset = losses.balanced_targets(cosines, jnp.zeros(2), 1.0, 1.0, 0.5)
+    np.testing.assert_allclose(offset, np.log([1.25, 0.75]), rtol=1e-5)
+    np.testing.assert_allclose(
+        targets, [[3 / 1.25 / (3 / 1.25 + 1 / 0.75), 1 / 0.75 / (3 / 1.25 + 1 / 0.75)]] * 2, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("target", ["softmax", "balanced", "centred", "sinkhorn"])
 @pytest.mark.parametrize("kind", ["equal", "opposite", "aligned"])
 def test_everything_is_finite_in_float32_for_extreme_batches(target, kind):
     """Duplicates, zero distances and probabilities that underflow; K larger than the batch."""

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from released_names import network_sizes, network_variables
 
 from sdpn_jax import optim
 from sdpn_jax.models.network import Network
-from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, make_train_step
+from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, make_train_step, teacher_targets
 from sdpn_jax.train import interval_means
 
 SMALL = Network(
@@ -48,7 +49,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
             student=student,
             teacher=student,
             prototypes=prototypes,
-            centre=jnp.zeros(len(prototypes), dtype),
+            offset=jnp.zeros(len(prototypes), dtype),
             opt_state=optimizer(3.0).init({"network": student["params"], "prototypes": prototypes}),
         )
         for i, clip_norm in enumerate(vectors["clip_norm"]):
@@ -127,10 +128,23 @@ def test_the_teachers_statistics_come_from_its_own_views(one_step):
     assert np.all(teacher["mean"] != student["mean"])
 
 
-def test_the_centre_moves_towards_the_teachers_mean_cosine(one_step):
+def test_the_offset_moves_by_no_more_than_one_balancing_step(one_step):
     before, after, _ = one_step
-    assert not np.any(before.centre)
-    assert 0 < np.abs(after.centre).max() <= 0.1  # a tenth of a cosine
+    assert not np.any(before.offset)
+    rate, prototypes = Objective().offset_rate, len(after.offset)
+    assert np.log(1 - rate) <= after.offset.min() < 0 < after.offset.max() <= np.log(1 - rate + rate * prototypes)
+
+
+def test_centred_targets_subtract_a_running_mean_of_the_cosines():
+    rng = np.random.default_rng(0)
+    projection, prototypes, offset = rng.normal(size=(4, 2, 6)), rng.normal(size=(5, 6)), rng.normal(size=5)
+    objective = Objective(targets="centred", offset_rate=0.25, student_temperature=0.2, sharpening=0.5)
+    with jax.enable_x64(True):
+        targets, after = teacher_targets(projection, prototypes, offset, objective)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    cosines = np.einsum("bgp,kp->bgk", unit(projection), unit(prototypes))
+    np.testing.assert_allclose(targets, scipy.special.softmax((cosines - offset) / 0.1, axis=-1), rtol=1e-9)
+    np.testing.assert_allclose(after, 0.75 * offset + 0.25 * cosines.mean((0, 1)), rtol=1e-9)
 
 
 def test_everything_stays_float32_and_the_step_counts(one_step):
