@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     config.workers = -1  # processes that read ahead; -1: chosen from the number of cores; 0: threads of this process
 
     config.batch_size = 384  # utterances over all devices
+    config.microbatches = 1  # parts of the batch that pass in turn, to save memory; batch norm sees each alone
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1  # neighbouring devices that share parameters, teacher and momentum, to save memory
     config.num_epochs = 150  # passes over the data
     config.num_steps = 0  # if not 0, replaces num_epochs
     config.warmup_epochs = 10
@@ -66,11 +69,14 @@ def get_config() -> ConfigDict:
     model.hidden_size = 2048  # of the projection head
     model.projection_size = 256
     model.dtype = "bfloat16"  # of convolutions and products; parameters, norms, losses and EMA are float32
+    model.remat = False  # computes the inside of the blocks again in the backward pass, to save memory
 
     config.held_out = 0  # utterances kept from training, on whose crops the teacher is watched without labels
     config.log_every = 100  # steps
     config.checkpoint_every = 1000  # steps, a multiple of log_every
+    config.checkpoint_minutes = 30.0  # the longest time between checkpoints; 0: steps alone count
     config.keep_checkpoints = 3  # the newest ones
+    config.keep_every = 0  # if not 0, checkpoints of steps that are multiples of it are never deleted
 
     config.eval = evaluation = ConfigDict()
     evaluation.input = ""  # audio folder or shards that the trial lists speak of

@@ -1,5 +1,7 @@
-"""Joins the processes of one run on several hosts: flags, SLURM, Open MPI, Kubernetes or TPU metadata."""
+"""The processes of one run on several hosts: how they join, and how they save and stop at the same step."""
 
+import signal
+import time
 from collections.abc import Mapping
 
 import jax
@@ -39,3 +41,42 @@ def join(coordinator: str | None, process_count: int | None, process_index: int 
             f"{'?' if process_index is None else process_index} of {process_count or '?'}): {first_line}. Give every "
             "process the same --coordinator=HOST:PORT and --process_count, and its own --process_index"
         ) from error
+
+
+NOTHING, SAVE, STOP = 0, 1, 2  # what a process can wish for
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop, saved, and can be resumed
+
+
+class Wishes:
+    """What this process would like of the run: a checkpoint every so many minutes, the last one after SIGTERM.
+
+    A context: inside it SIGTERM no longer ends the process. Wishes travel with the batch and come back as their
+    maximum over all processes among the step's metrics, so that all of them save, and stop, after the same step.
+    """
+
+    def __init__(self, checkpoint_minutes: float):
+        self._period = 60 * checkpoint_minutes or float("inf")
+        self._saved, self._stop = time.monotonic(), False
+
+    def __enter__(self):
+        self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _on_sigterm(self, *_):
+        self._stop = True
+
+    def saved(self) -> None:
+        """A checkpoint has just been made: the clock starts anew."""
+        self._saved = time.monotonic()
+
+    def now(self) -> int:
+        """NOTHING, SAVE or STOP. The clock of process 0 counts for all."""
+        if self._stop:
+            return STOP
+        if time.monotonic() - self._saved > self._period and jax.process_index() == 0:
+            self.saved()  # said once is enough
+            return SAVE
+        return NOTHING

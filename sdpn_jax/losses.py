@@ -14,7 +14,8 @@ from sdpn_jax.models.head import l2_normalise
 
 def cosine_logits(projection, prototypes):
     """Cosines of projections [..., P] with the prototypes [K, P]: [..., K]."""
-    return l2_normalise(projection) @ l2_normalise(prototypes).T
+    # By default TPUs would round to bfloat16, an error of 0.1 once divided by the target's temperature.
+    return jnp.matmul(l2_normalise(projection), l2_normalise(prototypes).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def student_log_probability(cosines, temperature: float):

@@ -1,32 +1,63 @@
-"""The mesh and where each array lives: batches split over the `data` axis, everything else on every device."""
+"""The mesh and where each array lives: batches split over all devices, large state over `fsdp`, the rest everywhere."""
+
+import functools
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdpn_jax.errors import UserError
 
+LARGE = 2**16  # elements from which on an array of the state is split over `fsdp`
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return Mesh(np.asarray(jax.devices()), ("data",))
+
+def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
+    """The devices (default: all of all processes) along `data` and, `fsdp` neighbours at a time, along `fsdp`.
+
+    They keep their order, so that a process's share of the batch stays one run of rows. Raises UserError when `fsdp`
+    does not divide their number.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if fsdp < 1 or devices.size % fsdp:
+        raise UserError(f"mesh.fsdp={fsdp} does not divide {devices.size} devices: choose a divisor")
+    return Mesh(devices.reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: parameters, statistics, optimizer state, metrics."""
+    """The whole array on every device: statistics, metrics, noise."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError when the devices cannot share the batch equally."""
-    if batch_size % mesh.size:
+def state_sharding(mesh: Mesh, state):
+    """The sharding of each array of the state (parameters, teacher, momentum): a tree like `state`.
+
+    Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides.
+    """
+
+    def of(array):
+        size = mesh.shape["fsdp"]
+        axes = [axis for axis, length in enumerate(array.shape) if length % size == 0]
+        if size == 1 or array.size < LARGE or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+    return jax.tree.map(of, state)
+
+
+def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raises UserError when the devices cannot share each microbatch equally."""
+    shares = mesh.size * microbatches
+    if batch_size % shares:
+        split = f", each in {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
-            f"batch_size={batch_size} cannot be divided over {mesh.size} devices: choose a multiple of {mesh.size}"
+            f"batch_size={batch_size} cannot be divided over {mesh.size} devices{split}: choose a multiple of {shares}"
         )
 
 
@@ -35,3 +66,18 @@ def put_batch(batch: dict, mesh: Mesh) -> dict:
     sharding = batch_sharding(mesh)
     with jax.transfer_guard("allow"):  # with several processes JAX does not see that this transfer is meant
         return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every process says yes; all of them must ask."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
+
+
+@functools.cache
+def _copy_to_every_device(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def gather(tree, mesh: Mesh):
+    """The whole arrays of a tree that lives on the mesh, on this process's first device; all processes must ask."""
+    return jax.tree.map(lambda x: x.addressable_data(0), _copy_to_every_device(mesh)(tree))

@@ -56,9 +56,19 @@ def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientT
     )
 
 
-def forward(network: Network, variables: dict, views):
-    """Training-mode pass over views [B, V, T, F]: embedding [B, V, D], projection [B, V, P], new batch statistics."""
+def forward(network: Network, variables: dict, views, microbatches: int = 1):
+    """Training-mode pass over views [B, V, T, F]: embedding [B, V, D], projection [B, V, P], new batch statistics.
+
+    With `microbatches` the network sees B / microbatches utterances at a time, and computes what happened inside it
+    again in the backward pass: memory for one microbatch. Only batch norm then normalises over less than the batch; its
+    running statistics move by the microbatches' mean.
+    """
     batch, num_views, *frame_shape = views.shape
+    if microbatches > 1:  # every so-manieth utterance, which leaves them on their device
+        shares = views.reshape(batch // microbatches, microbatches, *views.shape[1:]).swapaxes(0, 1)
+        *outputs, batch_stats = jax.lax.map(jax.checkpoint(lambda share: forward(network, variables, share)), shares)
+        whole = lambda x: x.swapaxes(0, 1).reshape(batch, num_views, -1)  # noqa: E731
+        return *map(whole, outputs), jax.tree.map(lambda x: x.mean(0), batch_stats)
     flat = views.reshape(batch * num_views, *frame_shape)
     (embedding, projection), updated = network.apply(variables, flat, True, mutable=["batch_stats"])
     split = lambda x: x.reshape(batch, num_views, -1)  # noqa: E731
@@ -109,15 +119,16 @@ def make_train_step(
     objective: Objective,
     learning_rate: optax.Schedule,
     teacher_momentum: optax.Schedule,
+    microbatches: int = 1,
 ) -> Callable:
     """The step as a pure function of (state, {"global": [B, G, Tg, F], "local": [B, V, Tl, F]} log-mel views).
 
-    `learning_rate` is the optimizer's own schedule, for the metrics alone.
+    `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`.
     """
 
     def loss_fn(params, state: TrainState, local_views, targets):
         variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
-        embedding, projection, batch_stats = forward(network, variables, local_views)
+        embedding, projection, batch_stats = forward(network, variables, local_views, microbatches)
         log_p = losses.student_log_probability(
             losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
         )
@@ -128,7 +139,7 @@ def make_train_step(
         return loss, (terms, embedding, log_p, batch_stats)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        _, projection, teacher_stats = forward(network, state.teacher, batch["global"])
+        _, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
         targets, offset = teacher_targets(projection, state.prototypes, state.offset, objective)
 
         params = {"network": state.student["params"], "prototypes": state.prototypes}

@@ -1,11 +1,13 @@
 """The training loop, readable from top to bottom: data, state, steps, logs, checkpoints, evaluation."""
 
-import contextlib
 import datetime
 import json
 import math
 import operator
 import time
+from collections.abc import Callable
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -13,36 +15,39 @@ import numpy as np
 import scipy.special
 from absl import logging
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from sdpn_jax import checkpoint, files, optim, sharding
+from sdpn_jax import checkpoint, files, hosts, optim, sharding
 from sdpn_jax.data import device, pipeline, records
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
 from sdpn_jax.eval.metrics import crop_retrieval
-from sdpn_jax.models.network import network_of
+from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.step import Objective, TrainState, init_state, looks_collapsed, make_train_step
 
 # Fields that a resumed run may change: none of them changes what is computed at any step.
-FREE_FIELDS = ("workdir", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "eval", "demo")
+FREE_FIELDS = (
+    "workdir log_every checkpoint_every checkpoint_minutes keep_checkpoints keep_every workers mesh eval demo".split()
+)
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-    """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics."""
-    workdir = Path(workdir)
-    mesh = sharding.make_mesh()
-    is_first_process = jax.process_index() == 0
-    num_utterances = check_config(config, mesh)
-    check_same_run(config, workdir)
-    per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
-    network = network_of(config.model)
-    evaluator = Evaluator(network, config) if is_first_process and (config.eval.trials or config.held_out) else None
-    if is_first_process:  # nothing is written before everything has been checked
-        checkpoint.write_config(workdir, as_json(config))
+@dataclass(frozen=True)
+class Program:
+    """What a config computes on a mesh: how a run begins, what a step does, and how many there are."""
 
-    num_steps = config.num_steps or config.num_epochs * per_epoch
-    warmup_steps = config.warmup_steps or config.warmup_epochs * per_epoch
+    init: Callable  # () -> TrainState
+    step: Callable  # (state, batch with the hosts' wishes, noise bank) -> (state, metrics), not compiled yet
+    num_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+
+
+def program_of(config: ConfigDict, network: Network, mesh: Mesh, steps_per_epoch: int, make_views) -> Program:
+    """The program of a config for the devices of `mesh`; make_views(step, batch, bank) -> views [B, V, T, F]."""
+    num_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    warmup_steps = config.warmup_steps or config.warmup_epochs * steps_per_epoch
     peak = config.learning_rate * config.batch_size / 256
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
     optimizer = optim.sgd(
@@ -55,20 +60,52 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)
+    step_on_views = make_train_step(network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches)
+
+    def init() -> TrainState:
+        return init_state(network, config.num_prototypes, optimizer, config.seed)
+
+    def step(state: TrainState, batch: dict, bank: dict) -> tuple[TrainState, dict]:
+        state, metrics = step_on_views(state, make_views(state.step, batch, bank))
+        return state, metrics | {"wish": batch["wish"].max()}
+
+    of_state, everywhere = sharding.state_sharding(mesh, jax.eval_shape(init)), sharding.replicated(mesh)
+    return Program(
+        init=jax.jit(init, out_shardings=of_state),
+        step=jax.jit(
+            step,
+            in_shardings=(of_state, sharding.batch_sharding(mesh), everywhere),
+            out_shardings=(of_state, everywhere),
+            donate_argnums=0,
+        ),
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        peak_learning_rate=peak,
+    )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics.
+
+    After SIGTERM it saves a checkpoint and exits with hosts.STOPPED.
+    """
+    workdir = Path(workdir)
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    is_first_process = jax.process_index() == 0
+    num_utterances = check_config(config, mesh)
+    check_same_run(config, workdir)
+    network = network_of(config.model)
+    evaluates = bool(config.eval.trials or config.held_out)
+    evaluator = Evaluator(network, config) if is_first_process and evaluates else None
+    if is_first_process:  # nothing is written before everything has been checked
+        checkpoint.write_config(workdir, as_json(config))
+
     views = pipeline.Views(**config.views)
     bank, make_views = device.views_of_step(config.data_dir, config.seed, views)
-    step_on_views = make_train_step(network, optimizer, objective, learning_rate, teacher_momentum)
-    train_step = jax.jit(
-        lambda state, batch, bank: step_on_views(state, make_views(state.step, batch, bank)),
-        in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh), sharding.replicated(mesh)),
-        out_shardings=sharding.replicated(mesh),
-        donate_argnums=0,
-    )
-    init = jax.jit(
-        lambda: init_state(network, config.num_prototypes, optimizer, config.seed),
-        out_shardings=sharding.replicated(mesh),
-    )
-    state = init()
+    per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
+    program = program_of(config, network, mesh, per_epoch, make_views)
+    num_steps = program.num_steps
+    state = program.init()
     logging.info(
         "parameters: encoder %s, head %s, prototypes %s",
         *(f"{parameter_overview.count_parameters(part):,}" for part in parameter_groups(state)),
@@ -80,17 +117,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         num_steps,
         mesh.size,
         jax.devices()[0].device_kind,
-        peak,
+        program.peak_learning_rate,
     )
 
-    checkpoints = checkpoint.manager(workdir, config.keep_checkpoints)
+    checkpoints = checkpoint.manager(workdir, config.keep_checkpoints, config.keep_every)
     first_step = 0
     if checkpoints.latest_step() is not None:
-        parts, first_step = checkpoint.restore(checkpoints, state_parts(state))
+        parts, first_step = checkpoint.resume(checkpoints, state_parts(state))
         state = state_of(parts)
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
 
     writer = MetricsWriter(workdir, first_step) if is_first_process else None
+
+    def evaluate(done: int, state: TrainState) -> None:
+        teacher = sharding.gather(state.teacher, mesh)  # by all processes
+        if evaluator:
+            writer.write(done, evaluator(teacher))
+
+    if evaluates and first_step == 0:
+        evaluate(0, state)
+    collapse_warning = CollapseWarning(program.warmup_steps)
+    bank = jax.device_put(bank, sharding.replicated(mesh))
     batches = pipeline.batches(
         config.data_dir,
         config.batch_size,
@@ -102,55 +149,73 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         jax.process_count(),
         config.held_out,
     )
-
-    if evaluator and first_step == 0:
-        writer.write(0, evaluator(state.teacher))
-    collapse_warning = CollapseWarning(warmup_steps)
-    bank = jax.device_put(bank, sharding.replicated(mesh))
-    interval, timer = [], Timer()
-    with jax.transfer_guard("disallow"):
+    interval, timer, train_step, metrics, wish = [], Timer(), None, None, hosts.NOTHING
+    with jax.transfer_guard("disallow"), hosts.Wishes(config.checkpoint_minutes) as wishes, closing(batches):
         for step in range(first_step, num_steps):
+            done, before = step + 1, metrics
             with timer.waiting():
-                batch = sharding.put_batch(next(batches), mesh)
+                batch = next(batches)
+                batch["wish"] = np.full(config.batch_size // jax.process_count(), wishes.now(), np.int32)
+                batch = sharding.put_batch(batch, mesh)
+            train_step = train_step or compiled(program.step, state, batch, bank)
             state, metrics = train_step(state, batch, bank)
             interval.append(metrics)
-            done = step + 1
-            if step == first_step:
+            if before:  # this step's metrics are still to come: the device always has a step to work on
+                stop_if_not_finite(before, step, checkpoints)
+                wish = int(jax.device_get(before["wish"]))
+            else:
                 jax.block_until_ready(metrics)
-                logging.info("compiled and first step done in %.0f s", timer.restart())
+                timer = Timer()
             timer.steps += 1
-            stop_if_not_finite(interval, done, checkpoints)
-            if done % config.log_every == 0 or done == num_steps:
+            if done % config.log_every == 0 or done == num_steps or wish == hosts.STOP:
+                stop_if_not_finite(metrics, done, checkpoints)
                 row = interval_means(jax.device_get(interval))
-                stop_if_not_finite(interval, done, checkpoints, everything=True)
                 interval = []
                 if is_first_process:
                     writer.write(done, row)
                     collapse_warning(done, row)
                     log_progress(done, num_steps, row, config.batch_size, timer)
-            if done % config.checkpoint_every == 0 or done == num_steps:
-                checkpoint.save(checkpoints, done, state_parts(state))
-            if evaluator and (done % config.eval.every_steps == 0 or done == num_steps):
+            if done % config.checkpoint_every == 0 or done == num_steps or wish != hosts.NOTHING:
+                checkpoint.save(checkpoints, done, state_parts(state), as_json(config))
+                wishes.saved()
+            if wish == hosts.STOP:
+                break
+            if evaluates and (done % config.eval.every_steps == 0 or done == num_steps):
                 with timer.paused():
-                    writer.write(done, evaluator(state.teacher))
+                    evaluate(done, state)
     checkpoints.wait_until_finished()
     checkpoints.close()
-    if not is_first_process:
-        return {}
-    rows = writer.close()
+    rows = writer.close() if writer else []
+    if wish == hosts.STOP:
+        logging.warning("stopped by SIGTERM; saved at step %d of %d, the same command resumes there", done, num_steps)
+        raise SystemExit(hosts.STOPPED)
     if rows:
         plots.plot_training(rows, workdir / "training.png")
-    logging.info(
-        "written in %s: checkpoints/, metrics.jsonl, training.png, and for TensorBoard event files (--logdir=%s)",
-        workdir,
-        workdir,
-    )
+        logging.info(
+            "written in %s: checkpoints/, metrics.jsonl, training.png, and for TensorBoard event files (--logdir=%s)",
+            workdir,
+            workdir,
+        )
     return rows[-1] if rows else {}
+
+
+def compiled(step, state: TrainState, batch: dict, bank: dict):
+    """The step compiled for these arguments; the log says what memory it needs on each device."""
+    started = time.time()
+    step = step.lower(state, batch, bank).compile()
+    memory = step.memory_analysis()
+    logging.info(
+        "step compiled in %.0f s; each device needs %.2f GB for state and batch and %.2f GB more during a step",
+        time.time() - started,
+        memory.argument_size_in_bytes / 1e9,
+        (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e9,
+    )
+    return step
 
 
 def check_config(config: ConfigDict, mesh) -> int:
     """The number of prepared utterances; raises UserError for values that cannot work, before anything is computed."""
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     choices = {
         "objective.targets": ("balanced", "centred", "softmax", "sinkhorn"),
         "objective.dimension_normalisation": ("l2", "standardise"),
@@ -224,7 +289,8 @@ def state_of(parts: dict) -> TrainState:
 
 def interval_means(rows: list[dict]) -> dict[str, float]:
     """Means of the metrics of some steps, and `prototypes_in_interval`, the perplexity of all their targets' mean."""
-    means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in rows[0]}
+    names = [name for name in rows[0] if name != "wish"]
+    means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in names}
     mean_target = means.pop("mean_target")
     return {
         **{name: float(value) for name, value in means.items()},
@@ -232,24 +298,17 @@ def interval_means(rows: list[dict]) -> dict[str, float]:
     }
 
 
-def stop_if_not_finite(interval: list[dict], done: int, checkpoints, everything: bool = False) -> None:
-    """Raises UserError when a loss term of a finished step is not finite.
-
-    Looks one step back, so that the device always has a step to work on; `everything` also looks at the newest.
-    """
-    for age in (2, 1) if everything else (2,):
-        if len(interval) < age:
-            continue
-        metrics = interval[-age]
-        loss = jax.device_get(metrics["loss"])
-        if not math.isfinite(loss):
-            values = {name: value for name, value in jax.device_get(metrics).items() if name != "loss"}
-            culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if not np.isfinite(value).all())
-            checkpoints.wait_until_finished()
-            raise UserError(
-                f"step {done - age + 1}: the loss is not finite ({culprits or loss}); nothing of it was saved, "
-                f"the newest checkpoint is of step {checkpoints.latest_step()}. Lower learning_rate or look at the data"
-            )
+def stop_if_not_finite(metrics: dict, step: int, checkpoints) -> None:
+    """Raises UserError, naming terms and newest checkpoint, when the loss of this finished step is not finite."""
+    if math.isfinite(jax.device_get(metrics["loss"])):
+        return
+    values = {name: value for name, value in jax.device_get(metrics).items() if not np.isfinite(value).all()}
+    culprits = ", ".join(f"{name} = {value}" for name, value in values.items() if name not in ("loss", "mean_target"))
+    checkpoints.wait_until_finished()
+    raise UserError(
+        f"step {step}: the loss is not finite ({culprits or values['loss']}); nothing of it was saved, "
+        f"the newest checkpoint is of step {checkpoints.latest_step()}. Lower learning_rate or look at the data"
+    )
 
 
 class Timer:
@@ -258,24 +317,18 @@ class Timer:
     def __init__(self):
         self.started, self.waited, self.steps = time.time(), 0.0, 0
 
-    def restart(self) -> float:
-        """Starts anew, returns the seconds until now."""
-        elapsed = self.elapsed()
-        self.__init__()
-        return elapsed
-
     def elapsed(self) -> float:
         """Seconds, pauses not counted."""
         return max(time.time() - self.started, 1e-9)
 
-    @contextlib.contextmanager
+    @contextmanager
     def waiting(self):
         """Counts the time inside as waiting for data."""
         before = time.time()
         yield
         self.waited += time.time() - before
 
-    @contextlib.contextmanager
+    @contextmanager
     def paused(self):
         """Does not count the time inside."""
         before = time.time()
@@ -345,8 +398,7 @@ class Evaluator:
             logging.info("crop retrieval on %d crops of %d held-out utterances", len(self._crops[0]), config.held_out)
 
     def __call__(self, variables: dict) -> dict:
-        """{"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...} of these variables."""
-        variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
+        """{"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...} of the teacher's variables."""
         row = {}
         if self._crops:
             row |= crop_retrieval(self._embed(variables, list(self._crops[0])), self._crops[1])

@@ -11,7 +11,16 @@ from released_names import network_sizes, network_variables
 
 from sdpn_jax import optim
 from sdpn_jax.models.network import Network
-from sdpn_jax.step import Objective, TrainState, health, init_state, looks_collapsed, make_train_step, teacher_targets
+from sdpn_jax.step import (
+    Objective,
+    TrainState,
+    forward,
+    health,
+    init_state,
+    looks_collapsed,
+    make_train_step,
+    teacher_targets,
+)
 from sdpn_jax.train import interval_means
 
 SMALL = Network(
@@ -215,3 +224,45 @@ def test_interval_means_count_prototypes_over_batches():
     """Two batches that use one prototype each use two together."""
     rows = [{"loss": loss, "mean_target": np.eye(5)[k]} for loss, k in ((1.0, 0), (3.0, 2))]
     assert interval_means(rows) == pytest.approx({"loss": 2.0, "prototypes_in_interval": 2.0})
+
+
+@pytest.mark.slow
+def test_microbatches_change_batch_norm_alone():
+    """Against a plain loop over the microbatches: outputs, statistics and gradients."""
+    with jax.enable_x64():
+        network = SMALL.clone(dtype=jnp.float64)
+        variables = network.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
+        variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+        views = jax.random.normal(jax.random.key(1), (6, 2, 20, 80))
+
+        def by_hand(params):
+            passes = [forward(network, {**variables, "params": params}, views[i::3]) for i in range(3)]
+            embedding = jnp.stack([p[0] for p in passes], axis=1).reshape(6, 2, -1)
+            return jnp.sum(jnp.sin(embedding)), (
+                embedding,
+                jax.tree.map(lambda *x: sum(x) / 3, *(p[2] for p in passes)),
+            )
+
+        def mapped(params):
+            embedding, _, stats = forward(network, {**variables, "params": params}, views, microbatches=3)
+            return jnp.sum(jnp.sin(embedding)), (embedding, stats)
+
+        results = [jax.jit(jax.value_and_grad(f, has_aux=True))(variables["params"]) for f in (mapped, by_hand)]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10), *results)
+        whole = forward(network, variables, views)[0]
+        assert np.abs(whole - results[0][0][1][0]).max() > 1e-3, "the whole batch has other statistics"
+
+
+@pytest.mark.slow
+def test_rematerialisation_changes_nothing():
+    with jax.enable_x64():
+        views = jax.random.normal(jax.random.key(1), (4, 1, 20, 80))
+        plain, again = (SMALL.clone(dtype=jnp.float64, remat=remat) for remat in (False, True))
+        variables = plain.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
+
+        def gradient(network):
+            loss = lambda params: jnp.sum(jnp.sin(forward(network, {**variables, "params": params}, views)[0]))  # noqa: E731
+            return jax.jit(jax.grad(loss))(variables["params"])
+
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+        jax.tree.map(close, gradient(plain), gradient(again))

@@ -1,11 +1,12 @@
 """Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
 
-import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grain
+import joblib
 import numpy as np
 from absl import flags
 
@@ -180,17 +181,25 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps first_step, first_step + 1, ... without end.
 
-    `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says.
+    `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says. Closing the
+    iterator ends them.
     """
-    workers = automatic_workers(os.cpu_count() or 1) if workers < 0 else workers
+    workers = automatic_workers(joblib.cpu_count()) if workers < 0 else workers
     shares = dataset(directory, batch_size, seed, views, process_index, process_count, held_out)
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only commands have parsed
             flags.FLAGS.mark_as_parsed()
-        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        iterator = iterator.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _ignore_sigterm
+        )
     return iter(iterator)
+
+
+def _ignore_sigterm(*_) -> None:
+    """In a worker: a scheduler signals all processes of a run, whose last steps before the checkpoint need batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def automatic_workers(cores: int) -> int:

@@ -27,6 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import numpy as np
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -267,7 +268,7 @@ def write_shards(shards: list[Shard], recipe: Recipe, workers: int = 0) -> None:
     shards[0].path.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    workers = min(workers or os.cpu_count() or 1, len(shards))
+    workers = min(workers or joblib.cpu_count(), len(shards))
     with (
         ProcessPoolExecutor(workers, context, _start_worker, (counter, recipe)) as pool,
         tqdm(total=sum(len(shard.utterances) for shard in shards), unit="file", desc="preparing", smoothing=0.05,
@@ -329,7 +330,7 @@ def estimate(utterances: list[tuple[str, Path]], recipe: Recipe, workers: int = 
         if time.time() - started > ESTIMATE_SECONDS:
             break
     rate = prepared / (time.time() - started)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or joblib.cpu_count()
     versions = 1 + recipe.augmentations
     gigabytes = hours * 3600 * _bytes_per_second(recipe) / 1e9
     left = datetime.timedelta(seconds=round(hours * 3600 / rate / workers))

@@ -8,12 +8,12 @@ import ctypes
 import itertools
 import json
 import multiprocessing
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import numpy as np
 import scipy.signal
 import soundfile
@@ -95,7 +95,7 @@ def make_corpus(
     # espeak-ng keeps state from one utterance to the next: every part starts in a process of its own, so that the
     # corpus is a function of the seed whatever the number of cores.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(PARTS, os.cpu_count() or 1), maxtasksperchild=1) as pool:
+    with context.Pool(min(PARTS, joblib.cpu_count()), maxtasksperchild=1) as pool:
         parts = [(temporary, jobs[part::PARTS], seed, part) for part in range(PARTS)]
         for _ in tqdm(pool.imap(_speak_part, parts, chunksize=1), total=PARTS, unit="part", desc="speaking"):
             pass

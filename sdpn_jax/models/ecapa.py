@@ -136,6 +136,7 @@ class ECAPA(nn.Module):
     """Log-mel [B, T, F] of whole sequences -> embedding [B, embedding_size], float32, no norm after it.
 
     `lengths` [B] in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
+    `remat` computes the inside of the blocks again in the backward pass instead of keeping it.
     Sizes are those of SDPN: channels 1024 x4 then 3072, embedding 512.
     """
 
@@ -147,6 +148,7 @@ class ECAPA(nn.Module):
     attention: int = 128
     embedding_size: int = 512
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, log_mel, train: bool, lengths=None):
@@ -155,8 +157,9 @@ class ECAPA(nn.Module):
         x = instance_norm(log_mel, lengths).astype(self.dtype)
         x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []
+        se_res2_block = nn.remat(SERes2Block, static_argnums=(2,)) if self.remat else SERes2Block
         for i in range(1, len(self.channels) - 1):
-            block = SERes2Block(
+            block = se_res2_block(
                 self.channels[i],
                 self.kernel_sizes[i],
                 self.dilations[i],

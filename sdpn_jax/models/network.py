@@ -22,6 +22,7 @@ class Network(nn.Module):
     hidden_size: int = 2048
     projection_size: int = 256
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         self.encoder = ECAPA(
@@ -30,6 +31,7 @@ class Network(nn.Module):
             attention=self.attention,
             embedding_size=self.embedding_size,
             dtype=self.dtype,
+            remat=self.remat,
         )
         self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,12 @@ def get_config():
     config.checkpoint_every = 5
     return config
 """
+
+
+# With a head that is large enough to be split over devices.
+WIDE_FLOAT64 = """
+--config.model.dtype=float64 --config.model.hidden_size=512 --config.model.projection_size=128
+""".split()
 
 
 def run(module: str, *arguments, devices: int = 1, check: bool = True) -> subprocess.CompletedProcess:
@@ -182,11 +189,13 @@ def test_export_and_score(workplace):
 def test_four_devices_give_the_same_losses(workplace, monkeypatch):
     """In float64, where the order of additions cannot grow into a difference within a few steps."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
-    for devices in (1, 4):
-        train(workplace, workplace / f"{devices}", "--config.model.dtype=float64", devices=devices)
-    one, four = losses_of(workplace / "1"), losses_of(workplace / "4")
-    assert sorted(one) == sorted(four) == list(range(1, 21))
-    np.testing.assert_allclose([four[k] for k in one], list(one.values()), rtol=1e-8)
+    train(workplace, workplace / "1", *WIDE_FLOAT64)
+    one = losses_of(workplace / "1")
+    assert sorted(one) == list(range(1, 21))
+    for fsdp in (1, 2):
+        workdir = workplace / f"4-{fsdp}"
+        train(workplace, workdir, *WIDE_FLOAT64, f"--config.mesh.fsdp={fsdp}", devices=4)
+        np.testing.assert_allclose(list(losses_of(workdir).values()), list(one.values()), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -194,12 +203,12 @@ def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
     """Two processes of two devices on loopback, beside one of one device (which the test before has left)."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     if not (workplace / "1").exists():
-        train(workplace, workplace / "1", "--config.model.dtype=float64")
+        train(workplace, workplace / "1", *WIDE_FLOAT64)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "sdpn_jax.main", *arguments_of(workplace, workplace / "hosts")]
-    command += ["--config.model.dtype=float64", f"--coordinator=localhost:{port}", "--process_count=2"]
+    command += [*WIDE_FLOAT64, "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}", "--process_count=2"]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     processes = [
         subprocess.Popen([*command, f"--process_index={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
@@ -214,8 +223,10 @@ def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_without_a_seam(workplace):
-    workdir = workplace / "killed"
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_resumes_without_a_seam(workplace, by):
+    """Asked to stop it first saves; killed it goes on from its last checkpoint."""
+    workdir = workplace / f"killed-{by.name}"
     command = [sys.executable, "-m", "sdpn_jax.main", *arguments_of(workplace, workdir), *evaluated(workplace)]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
@@ -224,12 +235,15 @@ def test_a_killed_run_resumes_without_a_seam(workplace):
         assert process.poll() is None, process.stderr.read().decode()[-3000:]
         assert time.time() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(by)
+    said = process.communicate()[1].decode()
+    assert process.returncode == (-by if by == signal.SIGKILL else 143)
     assert max(losses_of(workdir)) < 20, "the run was over before it was killed"
 
-    said = train(workplace, workdir, *evaluated(workplace)).stderr
-    assert "resumed from the checkpoint of step" in said
+    resumed = train(workplace, workdir, *evaluated(workplace)).stderr
+    step = re.search(r"resumed from the checkpoint of step (\d+)", resumed)[1]
+    if by == signal.SIGTERM:
+        assert f"stopped by SIGTERM; saved at step {step} of 20" in said
     resumed, whole = rows_of(workdir), rows_of(workplace / "whole")
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     for actual, expected in zip(resumed, whole, strict=True):

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine, joined over loopback: a rehearsal of a cluster, or one process a GPU.
+#
+#   PROCESSES=2 DEVICES=4 launch/local.sh --config=configs/librispeech.py --config.data_dir=SHARDS --workdir=RUN
+#
+# Set: PROCESSES; without GPUs also DEVICES, into how many each process divides the CPU. All arguments go to every process.
+# Ctrl-C and SIGTERM reach all of them: they save at the same step and stop; the same command resumes.
+set -u
+processes=${PROCESSES:-2}
+port=${PORT:-$((20000 + RANDOM % 20000))}
+
+pids=()
+trap 'kill -TERM "${pids[@]}"' TERM INT
+for ((i = 0; i < processes; i++)); do
+    environment=()
+    if command -v nvidia-smi > /dev/null; then
+        environment+=("CUDA_VISIBLE_DEVICES=$i") # one GPU a process
+    else
+        environment+=("XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}")
+    fi
+    env "${environment[@]}" python -m sdpn_jax.main "$@" \
+        --coordinator="localhost:$port" --process_count="$processes" --process_index="$i" &
+    pids+=($!)
+done
+
+code=0
+for pid in "${pids[@]}"; do
+    wait "$pid"
+    status=$?
+    while kill -0 "$pid" 2> /dev/null; do wait "$pid"; status=$?; done # a signal ends a wait before its process
+    [ "$status" -gt "$code" ] && code=$status
+done
+exit "$code"
