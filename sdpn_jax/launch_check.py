@@ -144,6 +144,8 @@ def devices_of(topology: str) -> list:
     """The absent devices of a slice such as "v5e:4x8"; raises UserError when libtpu or the slice is unknown."""
     if topology.split(":")[0] not in CHIPS:
         raise UserError(f"--topology={topology}: name a slice such as v5e:4x8; known chips: {', '.join(CHIPS)}")
+    # The compiler alone is wanted: no chip is locked against other processes, no metadata server asked for its kind.
+    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # whatever libtpu throws: it is either not there or does not know the slice
