@@ -94,6 +94,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     is_first_process = jax.process_index() == 0
     num_utterances = check_config(config, mesh)
     check_same_run(config, workdir)
+    per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     network = network_of(config.model)
     evaluates = bool(config.eval.trials or config.held_out)
     evaluator = Evaluator(network, config) if is_first_process and evaluates else None
@@ -102,7 +103,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
     views = pipeline.Views(**config.views)
     bank, make_views = device.views_of_step(config.data_dir, config.seed, views)
-    per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     program = program_of(config, network, mesh, per_epoch, make_views)
     num_steps = program.num_steps
     state = program.init()
