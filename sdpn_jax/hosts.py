@@ -1,7 +1,10 @@
 """The processes of one run on several hosts: how they join, and how they save and stop at the same step."""
 
+import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Mapping
 
 import jax
@@ -41,6 +44,25 @@ def join(coordinator: str | None, process_count: int | None, process_index: int 
             f"{'?' if process_index is None else process_index} of {process_count or '?'}): {first_line}. Give every "
             "process the same --coordinator=HOST:PORT and --process_count, and its own --process_index"
         ) from error
+
+
+def alone() -> bool:
+    """Whether this process makes up the whole run."""
+    return jax.process_count() == 1
+
+
+def abandon(error: Exception) -> None:
+    """Ends this process of several at once with one line; does not return.
+
+    An orderly exit would first wait for the others, which wait for this process in the middle of a step.
+    """
+    line = str(error).strip().splitlines()[0]
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        line += ". If another process of this run failed, its log says why; started again, the run resumes"
+    elif not isinstance(error, UserError):
+        traceback.print_exception(error)
+    print(f"error: process {jax.process_index()} cannot go on: {line}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 NOTHING, SAVE, STOP = 0, 1, 2  # what a process can wish for

@@ -37,8 +37,13 @@ def main(_) -> None:
         raise UserError(str(error).strip().splitlines()[-1].strip() + ": --config names a Python file") from error
     if config.demo:
         demo.run(config, workdir)
-    else:
+        return
+    try:
         train.train_and_evaluate(config, workdir)
+    except Exception as error:
+        if hosts.alone():
+            raise
+        hosts.abandon(error)
 
 
 if __name__ == "__main__":
