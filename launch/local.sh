@@ -13,7 +13,7 @@ pids=()
 trap 'kill -TERM "${pids[@]}"' TERM INT
 for ((i = 0; i < processes; i++)); do
     environment=()
-    if command -v nvidia-smi > /dev/null; then
+    if [ "${JAX_PLATFORMS:-}" != cpu ] && command -v nvidia-smi > /dev/null; then
         environment+=("CUDA_VISIBLE_DEVICES=$i") # one GPU a process
     else
         environment+=("XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}")

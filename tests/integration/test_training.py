@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -204,19 +203,13 @@ def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     if not (workplace / "1").exists():
         train(workplace, workplace / "1", *WIDE_FLOAT64)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sdpn_jax.main", *arguments_of(workplace, workplace / "hosts")]
-    command += [*WIDE_FLOAT64, "--config.mesh.fsdp=2", f"--coordinator=localhost:{port}", "--process_count=2"]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen([*command, f"--process_index={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-        for i in range(2)
-    ]
-    for process in processes:
-        _, said = process.communicate(timeout=400)
-        assert process.returncode == 0, said.decode()[-3000:]
+    command = ["bash", "launch/local.sh", *arguments_of(workplace, workplace / "hosts"), *WIDE_FLOAT64]
+    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PROCESSES": "2", "DEVICES": "2", "JAX_PLATFORMS": "cpu", "PATH": python}
+    done = subprocess.run(
+        [*command, "--config.mesh.fsdp=2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses_of(workplace / "1"), losses_of(workplace / "hosts")
     assert sorted(one) == sorted(two) == list(range(1, 21))
     np.testing.assert_allclose([two[k] for k in one], list(one.values()), rtol=1e-8)
