@@ -89,7 +89,7 @@ def main(argv) -> None:
         raise RuntimeError(f"the last start failed: see {disturbed / 'log.txt'}")
 
     a, b = (parameters_of(workdir) for workdir in (calm, disturbed))
-    teachers = [jax.tree.leaves(export.load_encoder(workdir, "teacher")[1]) for workdir in (calm, disturbed)]
+    teachers = [jax.tree.leaves(export.load_encoder(workdir, which="teacher")[1]) for workdir in (calm, disturbed)]
     equal = np.array_equal(a, b) and all(map(np.array_equal, *teachers))
     losses = np.array_equal(losses_of(calm), losses_of(disturbed))
     lines = [f"- {what}: {count}" for what, count in sorted(happened.items())]

@@ -64,7 +64,7 @@ def losses_of(workdir: Path) -> np.ndarray:
 
 def parameters_of(workdir: Path) -> np.ndarray:
     """All the student's parameters at the end, in one row."""
-    _, variables, _ = export.load_encoder(workdir, "student")
+    _, variables, _ = export.load_encoder(workdir, which="student")
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(variables["params"])])
 
 
@@ -76,7 +76,7 @@ def main(argv) -> None:
         workdir = output / topology.replace(":", "-fsdp")
         train(topology, workdir, further)
         losses, parameters = losses_of(workdir), parameters_of(workdir)
-        first = first or (losses, parameters)
+        first = (losses, parameters) if first is None else first
         relative = np.abs(losses / first[0] - 1)
         apart = np.linalg.norm(parameters - first[1]) / np.linalg.norm(first[1])
         shown = [f"{losses[i]:.6f}" for i in (0, len(losses) // 2, -1)]

@@ -96,7 +96,9 @@ def load_encoder(workdir: str | Path, step: int | None = None, which: str = "tea
     network = network_of(config["model"])
     if which == "untrained":
         return network, initial_variables(network, config["seed"]), 0
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
     template = jax.eval_shape(lambda: initial_variables(network, config["seed"]))
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
     with checkpoint.manager(workdir) as checkpoints:
         parts, step = checkpoint.restore(checkpoints, {which: template}, step)
     return network, parts[which], step

@@ -61,11 +61,29 @@ def test_command_says_what_it_wrote(inputs):
     done = command(f"--embeddings={inputs}/e.npz", f"--trials={inputs}/list.txt", f"--output={inputs}/out")
     assert done.returncode == 0, done.stderr
     results = json.loads((inputs / "out" / "results.json").read_text())
-    assert f"{results['eer_percent']:.2f} %" in done.stdout
+    assert f"| cosine | {results['eer_percent']:.2f} (" in done.stdout
     assert "435 (60 target)" in done.stdout
-    for name in ("scores.txt", "results.json", "det.png", "histogram.png"):
+    for name in ("scores.txt", "results.json", "report.md", "det.png", "histogram.png"):
         assert str(inputs / "out" / name) in done.stdout
         assert (inputs / "out" / name).is_file()
+
+
+def test_with_a_cohort_every_way_is_compared(inputs):
+    rng = np.random.default_rng(1)
+    ids = np.array([f"other{i}" for i in range(40)])
+    np.savez(inputs / "cohort.npz", ids=ids, embeddings=rng.normal(size=(40, 16)).astype(np.float32))
+    results = score(inputs / "e.npz", inputs / "list.txt", inputs / "out", inputs / "cohort.npz", top=10, draws=50)
+    assert list(results["ways"]) == ["cosine", "centred", "s_norm", "as_norm"]
+    for way, row in results["ways"].items():
+        low, high = row["eer_interval_percent"]
+        assert low <= row["eer_percent"] <= high
+        name = "scores.txt" if way == "cosine" else f"scores_{way}.txt"
+        assert len((inputs / "out" / name).read_text().splitlines()) == 435
+    assert (inputs / "out" / "report.md").read_text().count("\n") == 6
+
+    np.savez(inputs / "other.npz", ids=ids, embeddings=rng.normal(size=(40, 8)).astype(np.float32))
+    with pytest.raises(UserError, match="the cohort's embeddings have 8 dimensions, those of the trials 16"):
+        score(inputs / "e.npz", inputs / "list.txt", inputs / "out", inputs / "other.npz")
 
 
 def test_command_without_a_flag_fails_in_one_line(inputs):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,7 +200,10 @@ def test_four_devices_give_the_same_losses(workplace, monkeypatch):
 
 @pytest.mark.slow
 def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
-    """Two processes of two devices on loopback, beside one of one device (which the test before has left)."""
+    """Two processes of two devices on loopback, beside one of one device (which the test before has left).
+
+    Their run can be resumed elsewhere.
+    """
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     if not (workplace / "1").exists():
         train(workplace, workplace / "1", *WIDE_FLOAT64)
@@ -213,6 +217,11 @@ def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
     one, two = losses_of(workplace / "1"), losses_of(workplace / "hosts")
     assert sorted(one) == sorted(two) == list(range(1, 21))
     np.testing.assert_allclose([two[k] for k in one], list(one.values()), rtol=1e-8)
+
+    shutil.rmtree(workplace / "hosts" / "checkpoints" / "20")
+    said = train(workplace, workplace / "hosts", *WIDE_FLOAT64).stderr
+    assert "resumed from the checkpoint of step 15" in said, "on one device of one host"
+    np.testing.assert_allclose(list(losses_of(workplace / "hosts").values()), list(one.values()), rtol=1e-8)
 
 
 @pytest.mark.slow

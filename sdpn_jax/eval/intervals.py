@@ -1,0 +1,80 @@
+"""How sure an equal error rate is: bootstrap over speakers, and whether one system is better than another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse
+
+from sdpn_jax.eval.metrics import det_points
+
+
+def speakers_of(enrol: Sequence[str], test: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A number for the speaker of each trial's two sides, int [N] each, from the list alone.
+
+    Utterances that target trials join, directly or in a chain, are of one speaker; one that no target trial names is
+    a speaker of its own.
+    """
+    names, rows = np.unique(np.asarray([*enrol, *test]), return_inverse=True)
+    a, b = rows.reshape(2, -1)
+    same = np.asarray(labels) == 1
+    links = scipy.sparse.coo_array((np.ones(same.sum()), (a[same], b[same])), shape=(len(names), len(names)))
+    _, speaker = scipy.sparse.csgraph.connected_components(links, directed=False)
+    return speaker[a], speaker[b]
+
+
+class SpeakerBootstrap:
+    """Equal error rates of a list when its speakers are drawn again, with replacement, as often as there are speakers.
+
+    A trial counts as often as both its speakers were drawn: n for a target trial of a speaker drawn n times, n m for a
+    nontarget trial. The draws are a function of the seed, the same for every system: differences are paired.
+    """
+
+    def __init__(self, labels: np.ndarray, enrol: np.ndarray, test: np.ndarray, repeats: int = 1000, seed: int = 0):
+        """labels [N] 1 or 0; enrol, test: int [N], the speaker of each side."""
+        self._is_target, self._enrol, self._test = np.asarray(labels) == 1, enrol, test
+        speakers, rng = int(max(enrol.max(), test.max())) + 1, np.random.default_rng(seed)
+        self._draws = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=repeats)
+
+    def rates(self, scores: np.ndarray) -> np.ndarray:
+        """EER of each draw, [repeats], as `metrics.eer` finds it; NaN where no target or no nontarget trial is left."""
+        det_points(scores, self._is_target)  # for its errors
+        order = np.argsort(scores, kind="stable")
+        last = np.append(np.diff(np.asarray(scores, np.float64)[order]) > 0, True)  # of the trials of equal score
+        is_target, enrol, test = self._is_target[order], self._enrol[order], self._test[order]
+        rates = np.empty(len(self._draws))
+        for i, drawn in enumerate(self._draws):
+            weight = np.where(is_target, drawn[enrol], drawn[enrol] * drawn[test])
+            rates[i] = _weighted_eer(weight, is_target, last)
+        return rates
+
+
+def interval(rates: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentiles between which `confidence` of the draws' rates lie."""
+    low, high = np.nanquantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def p_value(rates_a: np.ndarray, rates_b: np.ndarray) -> float:
+    """Two-sided p-value of "A and B are equally good", from the rates of both on the same draws.
+
+    Twice the share of draws in which the sign of the difference is the rarer one, draws with no difference counting
+    half; at least 1 / repeats, as no finite number of draws proves more.
+    """
+    difference = (rates_a - rates_b)[~np.isnan(rates_a - rates_b)]
+    worse = (np.sum(difference > 0) + np.sum(difference == 0) / 2) / len(difference)
+    return float(min(1.0, max(2 * min(worse, 1 - worse), 1 / len(difference))))
+
+
+def _weighted_eer(weight: np.ndarray, is_target: np.ndarray, last: np.ndarray) -> float:
+    """EER of trials sorted by score with weights; `last` marks the last one of each distinct score."""
+    targets, nontargets = np.where(is_target, weight, 0), np.where(is_target, 0, weight)
+    total = targets.sum(), nontargets.sum()
+    if not all(total):
+        return np.nan
+    miss = np.append(0, np.cumsum(targets)[last] / total[0])
+    false_alarm = np.append(1, 1 - np.cumsum(nontargets)[last] / total[1])
+    gap = miss - false_alarm
+    after = int(np.searchsorted(gap, 0.0))
+    before = after - 1
+    way = -gap[before] / (gap[after] - gap[before])
+    return float(miss[before] + way * (miss[after] - miss[before]))

@@ -1,0 +1,62 @@
+"""Score normalisation with unlabelled speech: mean subtraction, S-norm and AS-norm, in blocks of bounded memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sdpn_jax.errors import UserError
+
+BLOCK_BYTES = 2**28  # of one block of scores between trial utterances and the cohort
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings [N, D] scaled to length 1 in float32; zeros stay zeros."""
+    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    return (embeddings / np.where(norms == 0, 1, norms)).astype(np.float32)
+
+
+def subtract_mean(embeddings: np.ndarray, cohort: np.ndarray) -> np.ndarray:
+    """Embeddings [N, D] minus the mean [D] of the cohort's, all of unit length before: cosines around their centre."""
+    return unit(embeddings) - unit(cohort).mean(0, dtype=np.float64).astype(np.float32)
+
+
+def cohort_statistics(embeddings: np.ndarray, cohort: np.ndarray, top: int | None = None) -> tuple[np.ndarray, ...]:
+    """Mean and standard deviation [N] of each embedding's [N, D] cosines with its `top` nearest of the cohort [C, D].
+
+    None: with the whole cohort. An embedding that is itself in the cohort meets itself there: leave test speech out of
+    the cohort. Raises UserError when the cohort has fewer than two embeddings or fewer than `top`.
+    """
+    if len(cohort) < max(2, top or 0):
+        raise UserError(
+            f"the cohort has {len(cohort):,} embeddings, too few for the {max(2, top or 0):,} nearest of them"
+        )
+    if top is not None and top < 2:
+        raise UserError(f"a cohort of the {top} nearest has no standard deviation: choose 2 or more")
+    cohort, mean, deviation = unit(cohort), np.empty(len(embeddings)), np.empty(len(embeddings))
+    for rows in _blocks(len(embeddings), 4 * len(cohort)):
+        scores = unit(embeddings[rows]) @ cohort.T
+        if top is not None and top < len(cohort):
+            scores = np.partition(scores, -top, axis=1)[:, -top:]
+        mean[rows] = scores.mean(1, dtype=np.float64)
+        deviation[rows] = scores.std(1, dtype=np.float64)
+    return mean, np.maximum(deviation, 1e-6)
+
+
+def normalise(
+    scores: np.ndarray, enrol: np.ndarray, test: np.ndarray, statistics: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """Normalised scores [trials] of cosines [trials] between the utterances of rows `enrol` and `test` [trials].
+
+    score = ((s - mean_e) / deviation_e + (s - mean_t) / deviation_t) / 2, with the `statistics` of cohort_statistics:
+    S-norm for those of the whole cohort (Kenny, "Bayesian speaker verification with heavy-tailed priors", Odyssey
+    2010), adaptive S-norm for those of the nearest (Matejka et al., "Analysis of score normalization in multilingual
+    speaker recognition", Interspeech 2017, AS-norm1).
+    """
+    mean, deviation = statistics
+    return ((scores - mean[enrol]) / deviation[enrol] + (scores - mean[test]) / deviation[test]) / 2
+
+
+def _blocks(rows: int, row_bytes: int) -> Iterator[slice]:
+    size = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
