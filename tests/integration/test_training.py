@@ -187,15 +187,13 @@ def test_export_and_score(workplace):
 
 @pytest.mark.slow
 def test_four_devices_give_the_same_losses(workplace, monkeypatch):
-    """In float64, where the order of additions cannot grow into a difference within a few steps."""
+    """In float64, where the order of additions cannot grow into a difference within a few steps; state split in two."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     train(workplace, workplace / "1", *WIDE_FLOAT64)
     one = losses_of(workplace / "1")
     assert sorted(one) == list(range(1, 21))
-    for fsdp in (1, 2):
-        workdir = workplace / f"4-{fsdp}"
-        train(workplace, workdir, *WIDE_FLOAT64, f"--config.mesh.fsdp={fsdp}", devices=4)
-        np.testing.assert_allclose(list(losses_of(workdir).values()), list(one.values()), rtol=1e-8)
+    train(workplace, workplace / "4", *WIDE_FLOAT64, "--config.mesh.fsdp=2", devices=4)
+    np.testing.assert_allclose(list(losses_of(workplace / "4").values()), list(one.values()), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -210,9 +208,7 @@ def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
     command = ["bash", "launch/local.sh", *arguments_of(workplace, workplace / "hosts"), *WIDE_FLOAT64]
     python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PROCESSES": "2", "DEVICES": "2", "JAX_PLATFORMS": "cpu", "PATH": python}
-    done = subprocess.run(
-        [*command, "--config.mesh.fsdp=2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses_of(workplace / "1"), losses_of(workplace / "hosts")
     assert sorted(one) == sorted(two) == list(range(1, 21))
