@@ -22,7 +22,7 @@ def resident_mb() -> float:
 
 
 def main(_) -> None:
-    batches = pipeline.batches(FLAGS.shards, FLAGS.batch_size, 0, pipeline.Views(), workers=0)
+    batches = pipeline.batches(pipeline.dataset(FLAGS.shards, FLAGS.batch_size, 0, pipeline.Views()))
     started, rows = time.time(), []
     for done in range(1, FLAGS.batches + 1):
         next(batches)

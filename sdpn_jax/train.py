@@ -138,17 +138,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         evaluate(0, state)
     collapse_warning = CollapseWarning(program.warmup_steps)
     bank = jax.device_put(bank, sharding.replicated(mesh))
-    batches = pipeline.batches(
+    shares = pipeline.dataset(
         config.data_dir,
         config.batch_size,
         config.seed,
         views,
-        first_step,
-        config.workers,
         jax.process_index(),
         jax.process_count(),
         config.held_out,
     )
+    batches = pipeline.batches(shares, first_step, config.workers)
     interval, timer, train_step, metrics, wish = [], Timer(), None, None, hosts.NOTHING
     with jax.transfer_guard("disallow"), hosts.Wishes(config.checkpoint_minutes) as wishes, closing(batches):
         for step in range(first_step, num_steps):

@@ -140,7 +140,7 @@ def _plot_log_mels(rows: list[list[tuple[str, np.ndarray]]], path: str | Path) -
 def views_of_batch(directory: Path, config, step: int) -> dict[str, np.ndarray]:
     """The views that a training with this config sees in the batch of `step`: {"global", "local"}."""
     views = pipeline.Views(**config.views)
-    batch = next(pipeline.batches(directory, config.batch_size, config.seed, views, step, held_out=config.held_out))
+    batch = pipeline.dataset(directory, config.batch_size, config.seed, views, held_out=config.held_out)[step]
     bank, make_views = device.views_of_step(directory, config.seed, views)
     return jax.device_get(jax.jit(make_views)(step, batch, bank))
 

@@ -168,24 +168,13 @@ def dataset(
     return shares.slice(slice(process_index, None, process_count))
 
 
-def batches(
-    directory: str | Path,
-    batch_size: int,
-    seed: int,
-    views: Views,
-    first_step: int = 0,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    held_out: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of steps first_step, first_step + 1, ... without end.
+def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """The elements first_step, first_step + 1, ... of a `dataset`, without end.
 
     `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says. Closing the
     iterator ends them.
     """
     workers = automatic_workers(joblib.cpu_count()) if workers < 0 else workers
-    shares = dataset(directory, batch_size, seed, views, process_index, process_count, held_out)
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
     if workers:

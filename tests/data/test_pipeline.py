@@ -130,17 +130,17 @@ def assert_same(first, second):
 
 
 def test_batches_are_a_function_of_seed_and_step(shards):
-    whole = take(pipeline.batches(shards, 4, 7, SMALL), 6)
-    assert_same(whole, take(pipeline.batches(shards, 4, 7, SMALL), 6))
-    assert_same(whole[4:], take(pipeline.batches(shards, 4, 7, SMALL, first_step=4), 2))
-    other = take(pipeline.batches(shards, 4, 8, SMALL), 1)[0]
+    whole = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL)), 6)
+    assert_same(whole, take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL)), 6))
+    assert_same(whole[4:], take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL), first_step=4), 2))
+    other = take(pipeline.batches(pipeline.dataset(shards, 4, 8, SMALL)), 1)[0]
     assert not np.array_equal(other["local"], whole[0]["local"])
     assert not np.array_equal(whole[0]["local"], whole[2]["local"])
 
 
 def test_hosts_share_the_global_batch(shards):
-    whole = take(pipeline.batches(shards, 4, 7, SMALL), 5)
-    shares = [take(pipeline.batches(shards, 4, 7, SMALL, 0, 0, host, 2), 5) for host in range(2)]
+    whole = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL)), 5)
+    shares = [take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL, host, 2)), 5) for host in range(2)]
     for step, batch in enumerate(whole):
         both = jax.tree.map(lambda *parts: np.concatenate(parts), *(share[step] for share in shares))
         assert_same(batch, both)
@@ -148,8 +148,8 @@ def test_hosts_share_the_global_batch(shards):
 
 @pytest.mark.slow
 def test_workers_do_not_change_the_batches(shards):
-    alone = take(pipeline.batches(shards, 4, 7, SMALL, first_step=1), 5)
-    with_workers = take(pipeline.batches(shards, 4, 7, SMALL, first_step=1, workers=2), 5)
+    alone = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL), first_step=1), 5)
+    with_workers = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL), first_step=1, workers=2), 5)
     assert_same(alone, with_workers)
 
 
@@ -192,7 +192,7 @@ def test_held_out_utterances_are_not_trained_on(shards):
         return {i for i, window in windows if np.array_equal(window, crop)}
 
     views = Views(global_frames=5, local_count=1, local_frames=5, mask_probability=0)
-    batches = itertools.islice(pipeline.batches(shards, 4, 0, views, held_out=3), 4)
+    batches = itertools.islice(pipeline.batches(pipeline.dataset(shards, 4, 0, views, held_out=3)), 4)
     trained = [owner(crop) for batch in batches for crop in batch["local"].reshape(-1, 5, 80)]
     assert set().union(*trained) == set(range(8))
     crops, numbers = pipeline.held_out_crops(shards, 3, 5, 0)
