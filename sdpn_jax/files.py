@@ -2,9 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes under another name and renames, so that nobody ever finds half of it."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """As `write_text`, an archive of arrays."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """(size, time of the last change), from which a changed file can be told; None where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

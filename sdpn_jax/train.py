@@ -23,6 +23,7 @@ from sdpn_jax import checkpoint, files, hosts, optim, sharding
 from sdpn_jax.data import device, pipeline, records
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
+from sdpn_jax.eval.embedder import Embedder
 from sdpn_jax.eval.metrics import crop_retrieval
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.step import Objective, TrainState, init_state, looks_collapsed, make_train_step
@@ -380,7 +381,7 @@ class Evaluator:
     """The teacher while it learns: EER on the trial lists that the config names, crop retrieval on held-out speech."""
 
     def __init__(self, network, config: ConfigDict):
-        self._embed = export.Embedder(network)
+        self._embed = Embedder(network)
         self._trials = {Path(path).stem: scoring.read_trials(path) for path in config.eval.trials}
         self._ids, self._log_mels, self._crops = [], [], None
         if self._trials:

@@ -68,7 +68,7 @@ class Shard:
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Changes whenever the shard's content would: its files (names, sizes, dates) and the recipe."""
-        stamps = [[name, str(path), _stamp(path)] for name, path in self.utterances]
+        stamps = [[name, str(path), files.stamp(path)] for name, path in self.utterances]
         text = json.dumps([stamps, recipe.fingerprint()])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -89,14 +89,6 @@ class Shard:
         summary = json.loads(self.summary_path.read_text())
         complete = summary["fingerprint"] == self.fingerprint(recipe) and summary["bytes"] == self.path.stat().st_size
         return summary if complete else None
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 def make_recipe(

@@ -107,6 +107,15 @@ def load_embeddings(path: str | Path) -> tuple[np.ndarray, list[str]]:
     return embeddings.astype(np.float32, copy=False), ids
 
 
+def load_seconds(path: str | Path) -> np.ndarray | None:
+    """The lengths [N] of the utterances of `load_embeddings`, in seconds; None where they are not there."""
+    path = Path(path)
+    if path.is_dir():
+        return _load_array(path / "seconds.npy") if (path / "seconds.npy").exists() else None
+    with _load_array(path) as archive:
+        return _member(archive, path, "seconds") if "seconds" in archive else None
+
+
 def match_ids(ids: Sequence[str], wanted: Iterable[str]) -> tuple[dict[str, int], dict[str, list[int]]]:
     """Finds the row of each wanted utterance among `ids`, which may be written relative to another folder.
 

@@ -1,35 +1,13 @@
-"""Embeddings of whole utterances: padding, batching and files."""
+"""The export of embeddings: parts, restarts, several tasks, files."""
+
+import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import soundfile
 
+from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, scoring
-from sdpn_jax.models.network import Network, initial_variables
-
-SMALL = Network(channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=20)
-
-
-@given(st.lists(st.integers(11, 5000), max_size=200))
-def test_batches_hold_everything_once_and_fit(lengths):
-    seen = []
-    for rows, padded_frames in export.batches_of_similar_length(lengths):
-        assert 1 <= len(rows) <= export.rows_at_once(padded_frames)
-        assert all(padded_frames - export.BUCKET < lengths[row] <= padded_frames for row in rows)
-        seen += rows
-    assert sorted(seen) == list(range(len(lengths)))
-
-
-def test_an_embedding_does_not_depend_on_its_company():
-    variables = initial_variables(SMALL, 0)
-    rng = np.random.default_rng(0)
-    log_mels = [rng.normal(size=(frames, 80)).astype(np.float32) for frames in (11, 120, 255, 256, 257, 300)]
-    together = export.Embedder(SMALL)(variables, log_mels)
-    for log_mel, embedding in zip(log_mels, together, strict=True):
-        alone = np.asarray(SMALL.apply(variables, log_mel[None], method=SMALL.embed))[0].astype(np.float64)
-        cosine = alone @ embedding / np.linalg.norm(alone) / np.linalg.norm(embedding)
-        assert 1 - cosine < 1e-5
 
 
 def test_statistics():
@@ -41,8 +19,94 @@ def test_statistics():
 @pytest.mark.parametrize("name", ["e.npz", "folder"])
 def test_written_embeddings_are_read_back(tmp_path, name):
     embeddings = np.random.default_rng(0).normal(size=(3, 4))
-    export.write_embeddings(tmp_path / "deep" / name, ["a/é.wav", "b c.wav", "d"], embeddings)
+    seconds = np.array([1.0, 2.5, 3.0])
+    export.write_embeddings(tmp_path / "deep" / name, ["a/é.wav", "b c.wav", "d"], embeddings, seconds)
     read, ids = scoring.load_embeddings(tmp_path / "deep" / name)
     assert list(ids) == ["a/é.wav", "b c.wav", "d"]
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, embeddings.astype(np.float32))
+    np.testing.assert_array_equal(scoring.load_seconds(tmp_path / "deep" / name), seconds)
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """Seven recordings of noise and two files that are none, in parts of two."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(7):
+        soundfile.write(folder / f"{number}.wav", 0.1 * rng.normal(size=4000 * (number + 1)), 16000)
+    for number in (4, 8):
+        (folder / f"{number}_broken.wav").write_text("no sound")
+    monkeypatch.setattr(export, "UTTERANCES_PER_PART", 2)
+    monkeypatch.setattr(export, "FRAMES_IN_MEMORY", 100)  # so that parts are embedded in several goes
+    return folder
+
+
+def run(recordings, output, **task):
+    return export.export(recordings, output, "", "statistics", **task)
+
+
+def read(output):
+    with np.load(output) as archive:
+        return dict(archive)
+
+
+def test_embeddings_times_and_skipped_files(recordings, tmp_path):
+    assert run(recordings, tmp_path / "e.npz") == 7
+    result = read(tmp_path / "e.npz")
+    assert result["ids"].tolist() == [f"{number}.wav" for number in range(7)]
+    np.testing.assert_allclose(result["seconds"], [0.25 * (number + 1) for number in range(7)], atol=0.01)
+    assert result["embeddings"].shape == (7, 160)
+    skipped = (tmp_path / "e.skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0].strip("'").rsplit("/", 1)[1] for line in skipped] == ["4_broken.wav", "8_broken.wav"]
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_after_a_kill_complete_parts_are_kept(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "whole.npz")
+    embedded, part_of = [], export.embed_part
+
+    def killed_at_third(embed, part, progress):
+        embedded.append(part)
+        if len(embedded) == 3:
+            raise KeyboardInterrupt
+        return part_of(embed, part, progress)
+
+    monkeypatch.setattr(export, "embed_part", killed_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(recordings, tmp_path / "e.npz")
+    assert not (tmp_path / "e.npz").exists()
+    run(recordings, tmp_path / "e.npz")
+    assert len(embedded) == 3 + 3  # five parts: two before the kill, one cut short, three after it
+    for key, value in read(tmp_path / "whole.npz").items():
+        np.testing.assert_array_equal(value, read(tmp_path / "e.npz")[key])
+
+
+def test_a_changed_recording_is_not_taken_from_parts(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "e.npz", task_index=0, task_count=1)
+    before = read(tmp_path / "e.npz")["embeddings"]
+    for index in range(2):
+        assert run(recordings, tmp_path / "e.npz", task_index=index, task_count=2) is None
+    soundfile.write(recordings / "0.wav", 0.1 * np.random.default_rng(1).normal(size=8000), 16000)
+    run(recordings, tmp_path / "e.npz")
+    after = read(tmp_path / "e.npz")["embeddings"]
+    assert not np.allclose(before[0], after[0])
+    np.testing.assert_array_equal(before[1:], after[1:])
+
+
+def test_tasks_share_the_list(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "whole.npz")
+    for index in range(3):
+        assert run(recordings, tmp_path / "e.npz", task_index=index, task_count=3) is None
+    monkeypatch.setattr(export, "embed_part", None)  # nothing is left to be done
+    assert run(recordings, tmp_path / "e.npz") == 7
+    for key, value in read(tmp_path / "whole.npz").items():
+        np.testing.assert_array_equal(value, read(tmp_path / "e.npz")[key])
+
+
+def test_nothing_readable(recordings, tmp_path):
+    for path in recordings.glob("?.wav"):
+        shutil.copy(recordings / "4_broken.wav", path)
+    with pytest.raises(UserError, match=r"no utterance could be read; reasons in .*e\.skipped\.txt"):
+        run(recordings, tmp_path / "e.npz")

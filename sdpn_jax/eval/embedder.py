@@ -1,0 +1,92 @@
+"""Embeddings of utterances of any length with a network: padded batches over the local devices, or averaged crops."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdpn_jax.models.network import Network
+
+STEP = 128  # frames (1.28 s): short lengths are padded to multiples of it
+BATCH_FRAMES = {"cpu": 16384}  # frames of a padded batch on one device
+ACCELERATOR_BATCH_FRAMES = 65536
+
+
+class Embedder:
+    """Embeds utterances of different lengths in padded batches; padding does not change the result."""
+
+    def __init__(self, network: Network):
+        self._size = network.embedding_size
+        mesh = Mesh(jax.local_devices(), ("data",))
+        self._everywhere, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+        self._devices = mesh.size
+        self._frames = self._devices * BATCH_FRAMES.get(jax.default_backend(), ACCELERATOR_BATCH_FRAMES)
+        self._embed = jax.jit(lambda variables, x, lengths: network.apply(variables, x, lengths, method=network.embed))
+
+    def __call__(self, variables: dict, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings float32 [N, D] of N log-mels [T, F], with the running statistics of `variables`."""
+        variables = jax.device_put(variables, self._everywhere)
+        embeddings = np.zeros((len(log_mels), self._size), np.float32)
+        for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
+            # A fixed number of rows for each padded length: one compilation for each length.
+            batch = np.zeros((self.rows_at_once(padded_frames), padded_frames, log_mels[0].shape[1]), np.float32)
+            lengths = np.full(len(batch), padded_frames, np.int32)
+            for place, row in enumerate(rows):
+                batch[place, : len(log_mels[row])] = log_mels[row]
+                lengths[place] = len(log_mels[row])
+            batch, lengths = jax.device_put((batch, lengths), self._split)
+            embeddings[rows] = jax.device_get(self._embed(variables, batch, lengths))[: len(rows)]
+        return embeddings
+
+    def rows_at_once(self, padded_frames: int) -> int:
+        """How many utterances of this padded length make a batch: a multiple of the number of devices."""
+        return max(1, self._frames // padded_frames // self._devices) * self._devices
+
+
+def padded_length(frames: int) -> int:
+    """The length that an utterance is padded to: four to an octave, so that few shapes are compiled.
+
+    At most 49 lengths up to three hours; beyond 5 s at most a fifth of one is padding.
+    """
+    step = max(STEP, 1 << max(0, (frames - 1).bit_length() - 3))
+    return -(-frames // step) * step
+
+
+def batches_of_similar_length(
+    lengths: Sequence[int], rows_at_once: Callable[[int], int]
+) -> Iterator[tuple[list[int], int]]:
+    """Batches of (positions in `lengths`, padded length in frames), every position exactly once."""
+    buckets: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        buckets.setdefault(padded_length(length), []).append(row)
+    for padded_frames, rows in sorted(buckets.items()):
+        size = rows_at_once(padded_frames)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], padded_frames
+
+
+def crops_of(log_mel: np.ndarray, count: int, frames: int) -> list[np.ndarray]:
+    """`count` crops [frames, F] at equal distances from the first to the last; an utterance no longer is one crop."""
+    if len(log_mel) <= frames:
+        return [log_mel]
+    starts = np.round(np.linspace(0, len(log_mel) - frames, count)).astype(int)
+    return [log_mel[start : start + frames] for start in starts]
+
+
+def mean_of_units(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Means of embeddings [sum(counts), D] scaled to length 1, over each run of `counts`: [len(counts), D].
+
+    The dot product of two such means is the mean cosine of all pairs of crops.
+    """
+    units = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
+    return np.add.reduceat(units, starts) / np.asarray(counts)[:, None]
+
+
+def embed_crops(
+    embed: Callable[[list[np.ndarray]], np.ndarray], log_mels: Sequence[np.ndarray], count: int, frames: int
+) -> np.ndarray:
+    """Embeddings [N, D] of N log-mels [T, F] as the mean of their crops' embeddings of length 1."""
+    crops = [crops_of(x, count, frames) for x in log_mels]
+    return mean_of_units(embed([crop for of_one in crops for crop in of_one]), [len(of_one) for of_one in crops])
