@@ -25,6 +25,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export, plots, scoring
 from sdpn_jax.eval.embedder import Embedder
 from sdpn_jax.eval.metrics import crop_retrieval
+from sdpn_jax.eval.trials import read_trials, trial_rows
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.step import Objective, TrainState, init_state, looks_collapsed, make_train_step
 
@@ -382,7 +383,7 @@ class Evaluator:
 
     def __init__(self, network, config: ConfigDict):
         self._embed = Embedder(network)
-        self._trials = {Path(path).stem: scoring.read_trials(path) for path in config.eval.trials}
+        self._trials = {Path(path).stem: read_trials(path) for path in config.eval.trials}
         self._ids, self._log_mels, self._crops = [], [], None
         if self._trials:
             skipped = []
@@ -390,7 +391,8 @@ class Evaluator:
                 self._ids.append(utterance_id)
                 self._log_mels.append(log_mel)
             for trials in self._trials.values():
-                scoring.trial_rows(self._ids, trials)  # an unknown utterance must show now, not after hours
+                trials.known_labels()
+                trial_rows(self._ids, trials)  # an unknown utterance must show now, not after hours
             logging.info("evaluation on %d utterances, %d files skipped", len(self._ids), len(skipped))
         if config.held_out:
             frames = config.views.local_frames

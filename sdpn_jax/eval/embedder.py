@@ -56,14 +56,27 @@ def padded_length(frames: int) -> int:
 def batches_of_similar_length(
     lengths: Sequence[int], rows_at_once: Callable[[int], int]
 ) -> Iterator[tuple[list[int], int]]:
-    """Batches of (positions in `lengths`, padded length in frames), every position exactly once."""
+    """Batches of (positions in `lengths`, padded length in frames), every position exactly once.
+
+    The last, incomplete batch of a length joins the next longer one, up to twice the length: a short list would
+    otherwise compile many programs for few utterances each.
+    """
     buckets: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         buckets.setdefault(padded_length(length), []).append(row)
+    waiting, shortest, last = [], 0, 0
     for padded_frames, rows in sorted(buckets.items()):
-        size = rows_at_once(padded_frames)
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size], padded_frames
+        if waiting and padded_frames > 2 * shortest:
+            yield waiting, last
+            waiting = []
+        shortest = shortest if waiting else padded_frames
+        waiting += rows
+        size, last = rows_at_once(padded_frames), padded_frames
+        while len(waiting) >= size:
+            yield waiting[:size], padded_frames
+            waiting, shortest = waiting[size:], padded_frames
+    if waiting:
+        yield waiting, last
 
 
 def crops_of(log_mel: np.ndarray, count: int, frames: int) -> list[np.ndarray]:

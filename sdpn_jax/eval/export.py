@@ -277,7 +277,7 @@ def main(_) -> None:
         FLAGS.input, output, FLAGS.workdir, FLAGS.encoder, FLAGS.step, FLAGS.crops, FLAGS.crop_seconds, index, count
     )
     if done is None:
-        print(f"task {index} of {count}: its parts are complete in {parts_folder(output)}; when all tasks are done, run "
+        print(f"task {index} of {count}: its parts are complete in {parts_folder(output)}; when all are done, run "
               "the same command without --task_index and --task_count")  # fmt: skip
     else:
         print(f"{done} embeddings written to {output}")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.eval import metrics
+from sdpn_jax.eval import intervals, metrics
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -112,7 +112,7 @@ def plot_score_histogram(scores: ArrayLike, labels: ArrayLike, path: str | Path)
     rate, threshold = metrics.eer_and_threshold(scores, labels)
     groups = {"nontarget": (scores[labels == 0], RED), "target": (scores[labels == 1], BLUE)}
     fewest = min(len(values) for values, _ in groups.values())
-    middle, half = (scores.max() + scores.min()) / 2, max(np.ptp(scores) / 2, 0.05)  # scores may be all but equal
+    middle, half = (scores.max() + scores.min()) / 2, max(0.5001 * np.ptp(scores), 0.05)  # scores may be all but equal
     bins = np.linspace(middle - half, middle + half, 1 + int(np.clip(1.5 * math.sqrt(fewest), 20, 100)))
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(COLUMN, 0.75 * COLUMN)
@@ -124,6 +124,37 @@ def plot_score_histogram(scores: ArrayLike, labels: ArrayLike, path: str | Path)
         axes.axvline(threshold, color="0.2", linestyle="--", linewidth=1.0, zorder=4, label=label)
         axes.set(xlabel="Cosine score", ylabel="Density", xlim=(bins[0], bins[-1]), ylim=(0, None))
         figure.legend(loc="outside upper center", ncols=3, handlelength=1.4, columnspacing=1.2, handletextpad=0.5)
+        figure.savefig(path)
+
+
+def plot_eer_by_duration(
+    seconds: ArrayLike, scores: ArrayLike, labels: ArrayLike, speakers: Sequence[np.ndarray], path: str | Path
+) -> None:
+    """Draws the EER of up to five equally large groups of trials of similar duration, with its interval, into one file.
+
+    seconds, scores, labels: [N], the duration being that of a trial's shorter utterance; speakers: as `speakers_of`
+    gives them. Bars span a group's durations and the 95 % interval of its EER.
+    """
+    seconds, scores, labels = np.asarray(seconds), np.asarray(scores), np.asarray(labels)
+    count = int(np.clip(np.sum(labels) // 30, 1, 5))
+    edges = np.unique(np.quantile(seconds, np.linspace(0, 1, count + 1)))
+    group = np.clip(np.searchsorted(edges, seconds, side="right") - 1, 0, max(len(edges) - 2, 0))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(COLUMN, 0.75 * COLUMN)
+        highest = 0.0
+        for number in np.unique(group):
+            chosen = group == number
+            if len(np.unique(labels[chosen])) < 2:
+                continue
+            rate = metrics.eer(scores[chosen], labels[chosen])
+            bootstrap = intervals.SpeakerBootstrap(labels[chosen], *(side[chosen] for side in speakers), 300)
+            low, high = intervals.interval(bootstrap.rates(scores[chosen]))
+            middle = np.median(seconds[chosen])
+            width = [[middle - seconds[chosen].min()], [seconds[chosen].max() - middle]]
+            height = [[100 * max(rate - low, 0)], [100 * max(high - rate, 0)]]
+            axes.errorbar(middle, 100 * rate, height, width, fmt="o", color=BLUE, markersize=4, elinewidth=1, capsize=2)
+            highest = max(highest, 100 * high)
+        axes.set(xlabel="Duration of the shorter utterance (s)", ylabel="EER (%)", ylim=(0, 1.05 * highest or 1))
         figure.savefig(path)
 
 

@@ -3,11 +3,17 @@
     python -m sdpn_jax.eval.score --embeddings=runs/vox2/voxceleb1.npz --trials=veri_test2.txt --output=runs/vox2/vox1_o
 
 writes into the output folder scores.txt (`enrol test score`, in the list's order), results.json, report.md (a table),
-det.png and histogram.png. With --cohort=EMBEDDINGS of other, unlabelled speech the cosines are also centred (the
-cohort's mean subtracted from the embeddings) and normalised (S-norm and AS-norm), into scores_centred.txt,
-scores_s_norm.txt and scores_as_norm.txt, and all ways are compared.
+det.png and histogram.png. Trial lists of VoxCeleb, VoxSRC, Kaldi, CN-Celeb and tables (.csv, .tsv) are told apart by
+their content; of a list without labels only the scores are written.
+
+--cohort=EMBEDDINGS of other, unlabelled speech: the cosines are also centred (the cohort's mean subtracted from the
+embeddings) and normalised (S-norm and AS-norm), into scores_centred.txt and so on, and all ways are compared.
+--calibration=RESULTS.json of another list: the maps from scores to log-likelihood ratios fitted there are applied,
+into llr.txt and so on, with Cllr and actual costs. --report: all in one page, report.html, with the EER against the
+duration of the utterances and a map of the embeddings.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -15,9 +21,16 @@ import numpy as np
 from absl import flags
 
 from sdpn_jax import errors
-from sdpn_jax.eval import calibration, intervals, normalisation, plots, scoring
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
+from sdpn_jax.eval.trials import Trials, add_models, read_models, read_trials, trial_rows
 
-FILES = ("scores.txt", "results.json", "report.md", "det.png", "histogram.png")
+CAPTIONS = {
+    "det.png": "Detection error tradeoff; dots mark the equal error rates.",
+    "histogram.png": "Cosine scores of target and nontarget trials, and the threshold at the equal error rate.",
+    "duration.png": "Equal error rate against the duration of a trial's shorter utterance, with 95 % intervals.",
+    "map.png": "The embeddings in two dimensions (principal components of those of unit length), by speaker.",
+}
 
 
 def score(
@@ -27,54 +40,88 @@ def score(
     cohort_path: str | Path | None = None,
     top: int = 300,
     draws: int = 1000,
+    models_path: str | Path | None = None,
+    calibration_path: str | Path | None = None,
+    with_page: bool = False,
 ) -> dict:
-    """Scores the trials in every way and writes FILES into the folder `output`, which is made where needed.
+    """Scores the trials in every way and writes into the folder `output`, which is made where needed.
 
     `top`: of the cohort's nearest for as_norm (at most half of the cohort). `draws`: of the bootstrap over speakers.
-    Returns what results.json holds: embeddings, trials_file, cohort, dimension, the keys of `scoring.summarize`,
-    min_cllr and eer_interval_percent (95 %) for cosine; and the same for all `ways`, with the p_value of being as good
-    as cosine. Raises UserError for inputs that cannot be read or do not fit together, and for an output folder that
-    cannot be made.
+    Returns what results.json holds: embeddings, trials_file, cohort, dimension, trials, wrote (the files' names) and,
+    where the list has labels, the row of cosine and `ways`, the rows of `report.assess`. Raises UserError for inputs
+    that cannot be read or do not fit together, and for an output folder that cannot be made.
     """
-    trials = scoring.read_trials(trials_path)
+    trials = read_trials(trials_path)
     embeddings, ids = scoring.load_embeddings(embeddings_path)
+    seconds = scoring.load_seconds(embeddings_path)
+    if models_path:
+        embeddings, ids = add_models(embeddings, ids, models_of(trials, read_models(models_path)))
     cohort = scoring.load_embeddings(cohort_path)[0] if cohort_path else None
+    maps = read_calibration(calibration_path) if calibration_path else {}
     ways = score_in_every_way(embeddings, ids, trials, cohort, top)
-    assessed = assess(ways, trials, draws)
-    results = assessed["cosine"] | {
+    llrs = {way: scale * ways[way] + offset for way, (scale, offset) in maps.items() if way in ways}
+    results = {
         "embeddings": str(embeddings_path),
         "trials_file": str(trials_path),
         "cohort": cohort_path and str(cohort_path),
         "dimension": embeddings.shape[1],
-        "ways": assessed,
+        "trials": len(trials),
     }
-
-    scores_txt, results_json, report_md, det_png, histogram_png = (Path(output) / name for name in FILES)
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for way, scores in ways.items():
-            path = scores_txt if way == "cosine" else scores_txt.with_stem(f"scores_{way}")
-            _write_scores(path, trials, scores)
-        results_json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        report_md.write_text(table(results["ways"]) + "\n", encoding="utf-8")
-        plots.plot_det({way: (scores, trials.labels) for way, scores in ways.items()}, det_png)
-        plots.plot_score_histogram(ways["cosine"], trials.labels, histogram_png)
-    except OSError as error:
-        raise errors.UserError(f"cannot write into --output={output} ({error.strerror})") from None
+    output = Path(output)
+    with _writing(output):
+        results["wrote"] = write_scores(output, trials, ways, "scores") + write_scores(output, trials, llrs, "llr")
+        if trials.labels is not None:
+            rows = report.assess(ways, trials, draws, llrs)
+            results |= rows["cosine"] | {"ways": rows}
+            lines = report.table_of(rows)
+            (output / "report.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
+            plots.plot_det({way: (scores, trials.labels) for way, scores in ways.items()}, output / "det.png")
+            plots.plot_score_histogram(ways["cosine"], trials.labels, output / "histogram.png")
+            results["wrote"] += ["report.md", "det.png", "histogram.png"]
+        if trials.labels is not None and with_page:
+            pictures = [
+                "det.png",
+                "histogram.png",
+                *draw_more(output, ways["cosine"], embeddings, ids, trials, seconds),
+            ]
+            figures = {output / name: CAPTIONS[name] for name in pictures}
+            report.write_page(
+                output / "report.html", f"Trials of {Path(trials_path).name}", lines, notes(results), figures
+            )
+            results["wrote"] += [*pictures[2:], "report.html"]
+        results["wrote"].append("results.json")
+        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def score_in_every_way(embeddings, ids, trials: scoring.Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
+def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Those of the models that the trials name."""
+    named = {*trials.enrol, *trials.test}
+    return {name: utterances for name, utterances in models.items() if name in named}
+
+
+def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
+    """{way: (scale, offset)} of another list's results.json; UserError where it is none."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
+        return {way: tuple(map(float, row["calibration"])) for way, row in rows.items()}
+    except OSError as error:
+        raise UserError(f"cannot read --calibration={path} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--calibration={path} is not the results.json of a scored list with labels") from None
+
+
+def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
     """{way: scores [N]} of the trials: cosine and, with a cohort [C, D], centred, s_norm and as_norm."""
     ways = {"cosine": scoring.score_trials(embeddings, ids, trials)}
     if cohort is None:
         return ways
     if cohort.shape[1] != embeddings.shape[1]:
-        raise errors.UserError(
+        raise UserError(
             f"the cohort's embeddings have {cohort.shape[1]} dimensions, those of the trials {embeddings.shape[1]}: "
             "export both with the same model"
         )
-    enrol, test = scoring.trial_rows(ids, trials)
+    enrol, test = trial_rows(ids, trials)
     used, rows = np.unique([enrol, test], return_inverse=True)
     enrol, test = rows.reshape(2, -1)
     used = embeddings[used]
@@ -85,57 +132,65 @@ def score_in_every_way(embeddings, ids, trials: scoring.Trials, cohort=None, top
     return ways
 
 
-def assess(ways: dict[str, np.ndarray], trials: scoring.Trials, draws: int) -> dict[str, dict]:
-    """{way: error rates, costs, the EER's interval, and the p-value of being as good as cosine}."""
+def draw_more(output: Path, scores, embeddings, ids, trials: Trials, seconds: np.ndarray | None) -> list[str]:
+    """duration.png, where durations are known, and map.png; returns their names."""
+    enrol, test = trial_rows(ids, trials)
     speakers = intervals.speakers_of(trials.enrol, trials.test, trials.labels)
-    bootstrap = intervals.SpeakerBootstrap(trials.labels, *speakers, draws)
-    results, rates = {}, {}
+    used, first = np.unique([enrol, test], return_index=True)
+    plots.plot_map(embeddings[used], np.concatenate(speakers)[first], output / "map.png")
+    if seconds is None or max(enrol.max(), test.max()) >= len(seconds):  # models have no duration
+        return ["map.png"]
+    shorter = np.minimum(seconds[enrol], seconds[test])
+    plots.plot_eer_by_duration(shorter, scores, trials.labels, speakers, output / "duration.png")
+    return ["duration.png", "map.png"]
+
+
+def write_scores(output: Path, trials: Trials, ways: dict[str, np.ndarray], stem: str) -> list[str]:
+    """<stem>.txt of cosine and <stem>_<way>.txt of the others, `enrol test score` a line; returns the names."""
+    names = []
     for way, scores in ways.items():
-        rates[way] = bootstrap.rates(scores)
-        results[way] = scoring.summarize(scores, trials.labels) | {
-            "min_cllr": calibration.min_cllr(scores, trials.labels),
-            "eer_interval_percent": [100 * limit for limit in intervals.interval(rates[way])],
-        }
-        if way != "cosine":
-            results[way]["p_value"] = intervals.p_value(rates[way], rates["cosine"])
-    return results
+        names.append(f"{stem}.txt" if way == "cosine" else f"{stem}_{way}.txt")
+        with (output / names[-1]).open("w", encoding="utf-8") as file:
+            for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
+                file.write(f"{enrol} {test} {value:.8f}\n")
+    return names
 
 
-def table(ways: dict[str, dict]) -> str:
-    """The results as a Markdown table, a row for each way."""
+@contextlib.contextmanager
+def _writing(output: Path):
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
+
+
+def notes(results: dict) -> list[str]:
+    """What was scored with what, a line for each."""
+    targets = f" ({results['targets']:,} target)" if "targets" in results else ", whose labels are unknown,"
     lines = [
-        "| scores | EER % (95 % interval) | minDCF 0.01 | minDCF 0.05 | min Cllr | p, against cosine |",
-        "|---|---|---|---|---|---|",
+        f"{results['trials']:,} trials{targets} from {results['trials_file']}",
+        f"{results['dimension']}-dimensional embeddings from {results['embeddings']}",
     ]
-    for way, row in ways.items():
-        low, high = row["eer_interval_percent"]
-        p = f"{row['p_value']:.3f}" if "p_value" in row else ""
-        costs = f"{row['min_dcf_0.01']:.4f} | {row['min_dcf_0.05']:.4f} | {row['min_cllr']:.4f}"
-        lines.append(f"| {way} | {row['eer_percent']:.2f} ({low:.2f}-{high:.2f}) | {costs} | {p} |")
-    return "\n".join(lines)
+    if results["cohort"]:
+        lines.append(f"cohort from {results['cohort']}")
+    if "threshold_at_eer" in results:
+        lines.append(f"threshold at the EER: cosine {results['threshold_at_eer']:.4f}")
+    return lines
 
 
 def summary(results: dict, output: str | Path) -> str:
     """The results as a short text, and where each file is."""
-    wrote = [*FILES, *(f"scores_{way}.txt" for way in results["ways"] if way != "cosine")]
-    rows = [
-        ("trials", f"{results['trials']:,} ({results['targets']:,} target) from {results['trials_file']}"),
-        ("embeddings", f"{results['dimension']}-dimensional from {results['embeddings']}"),
-        ("threshold at EER", f"{results['threshold_at_eer']:.4f} (cosine)"),
-        *(("wrote", str(Path(output) / name)) for name in wrote),
-    ]
-    return table(results["ways"]) + "\n\n" + "\n".join(f"{name:<17} {value}" for name, value in rows)
+    table = [report.markdown(report.table_of(results["ways"])), ""] if "ways" in results else []
+    return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])
 
 
 def main(_) -> None:
-    results = score(FLAGS.embeddings, FLAGS.trials, FLAGS.output, FLAGS.cohort, FLAGS.top, FLAGS.draws)
+    results = score(
+        FLAGS.embeddings, FLAGS.trials, FLAGS.output, FLAGS.cohort, FLAGS.top, FLAGS.draws, FLAGS.models,
+        FLAGS.calibration, FLAGS.report,
+    )  # fmt: skip
     print(summary(results, FLAGS.output))
-
-
-def _write_scores(path: Path, trials: scoring.Trials, scores: np.ndarray) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
-            file.write(f"{enrol} {test} {value:.8f}\n")
 
 
 if __name__ == "__main__":
@@ -145,11 +200,16 @@ if __name__ == "__main__":
         "embeddings", None, "An .npz with `ids` and `embeddings`, or a folder (embeddings.npy, ids.txt)."
     )
     flags.DEFINE_string(
-        "trials", None, "A trial list: `1 enrol test` (VoxCeleb) or `enrol test target` (Kaldi) a line."
+        "trials", None, "A trial list: `1 enrol test`, `enrol test target`, `enrol test 1`, `enrol test`, .csv or .tsv."
     )
     flags.DEFINE_string("output", None, "The folder to write into; files of an earlier run are replaced.")
+    flags.DEFINE_string(
+        "models", None, "Lines `model utterance ...`: the list's models, scored by their utterances' mean embedding."
+    )
     flags.DEFINE_string("cohort", None, "Embeddings of other, unlabelled speech, for normalised scores.")
     flags.DEFINE_integer("top", 300, "Of as_norm: how many of the cohort's nearest; at most half of it.", 2)
+    flags.DEFINE_string("calibration", None, "The results.json of another scored list, for log-likelihood ratios.")
     flags.DEFINE_integer("draws", 1000, "Of the bootstrap over speakers, for intervals and p-values.", 10)
+    flags.DEFINE_bool("report", False, "Also write report.html, one page with all figures.")
     flags.mark_flags_as_required(["embeddings", "trials", "output"])
     errors.run(main)

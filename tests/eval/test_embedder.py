@@ -16,9 +16,22 @@ def test_batches_hold_everything_once_and_fit(lengths):
     seen = []
     for rows, padded_frames in embedder.batches_of_similar_length(lengths, lambda frames: max(1, 16384 // frames)):
         assert 1 <= len(rows) <= max(1, 16384 // padded_frames)
-        assert all(padded_frames - max(127, padded_frames // 5) <= lengths[row] <= padded_frames for row in rows)
+        assert all(lengths[row] <= padded_frames <= 2 * embedder.padded_length(lengths[row]) for row in rows)
         seen += rows
     assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_a_long_list_is_padded_to_the_nearest_length_but_for_a_few():
+    lengths = np.random.default_rng(0).integers(200, 1500, size=20_000).tolist()
+    batches = embedder.batches_of_similar_length(lengths, lambda frames: max(1, 16384 // frames))
+    padding = sum(len(rows) * padded_frames for rows, padded_frames in batches)
+    assert padding < 1.12 * sum(lengths)
+
+
+def test_a_short_list_is_compiled_for_few_lengths():
+    lengths = np.geomspace(200, 3200, 50).astype(int).tolist()
+    batches = list(embedder.batches_of_similar_length(lengths, lambda frames: max(1, 16384 // frames)))
+    assert len({padded_frames for _, padded_frames in batches}) <= 4
 
 
 def test_few_lengths_are_compiled():

@@ -1,5 +1,6 @@
 """The command as a user starts it, and its function as the demo calls it."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_command_says_what_it_wrote(inputs):
     assert done.returncode == 0, done.stderr
     results = json.loads((inputs / "out" / "results.json").read_text())
     assert f"| cosine | {results['eer_percent']:.2f} (" in done.stdout
-    assert "435 (60 target)" in done.stdout
+    assert "435 trials (60 target)" in done.stdout
     for name in ("scores.txt", "results.json", "report.md", "det.png", "histogram.png"):
         assert str(inputs / "out" / name) in done.stdout
         assert (inputs / "out" / name).is_file()
@@ -84,6 +85,67 @@ def test_with_a_cohort_every_way_is_compared(inputs):
     np.savez(inputs / "other.npz", ids=ids, embeddings=rng.normal(size=(40, 8)).astype(np.float32))
     with pytest.raises(UserError, match="the cohort's embeddings have 8 dimensions, those of the trials 16"):
         score(inputs / "e.npz", inputs / "list.txt", inputs / "out", inputs / "other.npz")
+
+
+def test_a_list_without_labels_is_scored(inputs):
+    (inputs / "blind.txt").write_text("wav/id0/0.wav wav/id0/1.wav\nwav/id0/0.wav wav/id1/0.wav\n")
+    results = score(inputs / "e.npz", inputs / "blind.txt", inputs / "out")
+    assert results["wrote"] == ["scores.txt", "results.json"]
+    assert sorted(path.name for path in (inputs / "out").iterdir()) == ["results.json", "scores.txt"]
+    assert len((inputs / "out" / "scores.txt").read_text().splitlines()) == 2
+    assert "eer_percent" not in results
+    assert "whose labels are unknown" in module.summary(results, inputs / "out")
+
+
+def test_models_are_scored_by_their_mean(inputs):
+    (inputs / "models.txt").write_text("m0 id0/0.wav id0/1.wav\nm1 id1/0.wav\nunused nowhere.wav\n")
+    (inputs / "list.csv").write_text("model,test,label\nm0,id0/4.wav,1\nm1,id0/4.wav,0\n")
+    score(inputs / "e.npz", inputs / "list.csv", inputs / "out", models_path=inputs / "models.txt")
+    with np.load(inputs / "e.npz") as archive:
+        unit = {
+            name: x / np.linalg.norm(x)
+            for name, x in zip(archive["ids"], archive["embeddings"].astype(float), strict=True)
+        }
+    mean = unit["id0/0.wav"] + unit["id0/1.wav"]
+    expected = [mean @ unit["id0/4.wav"] / np.linalg.norm(mean), unit["id1/0.wav"] @ unit["id0/4.wav"]]
+    lines = [line.split() for line in (inputs / "out" / "scores.txt").read_text().splitlines()]
+    assert [line[:2] for line in lines] == [["m0", "id0/4.wav"], ["m1", "id0/4.wav"]]
+    np.testing.assert_allclose([float(line[2]) for line in lines], expected, atol=1e-6)
+
+
+def test_a_calibration_is_carried_to_another_list(inputs):
+    lines = (inputs / "list.txt").read_text().splitlines(keepends=True)
+    (inputs / "dev.txt").write_text("".join(line for line in lines if "id5" not in line))
+    dev = score(inputs / "e.npz", inputs / "dev.txt", inputs / "dev", draws=20)
+    results = score(
+        inputs / "e.npz", inputs / "list.txt", inputs / "out", calibration_path=inputs / "dev/results.json", draws=20
+    )
+    scale, offset = dev["ways"]["cosine"]["calibration"]
+    raw, llr = (
+        np.array([float(line.split()[2]) for line in (inputs / "out" / name).read_text().splitlines()])
+        for name in ("scores.txt", "llr.txt")
+    )
+    np.testing.assert_allclose(llr, scale * raw + offset, atol=1e-5)
+    labels = np.array([int(line[0]) for line in lines])
+    cllr = (np.log2(1 + np.exp(-llr[labels == 1])).mean() + np.log2(1 + np.exp(llr[labels == 0])).mean()) / 2
+    assert results["cllr"] == pytest.approx(cllr, abs=1e-5)
+    assert results["min_cllr"] <= results["cllr"] < 1
+    assert "Cllr | DCF 0.01" in (inputs / "out" / "report.md").read_text()
+    with pytest.raises(UserError, match=r"--calibration=.*list\.txt is not the results\.json"):
+        score(inputs / "e.npz", inputs / "list.txt", inputs / "out", calibration_path=inputs / "list.txt")
+
+
+def test_the_page_holds_all_its_pictures(inputs):
+    with np.load(inputs / "e.npz") as archive:
+        seconds = np.random.default_rng(0).uniform(1, 20, len(archive["ids"]))
+        np.savez(inputs / "e.npz", **archive, seconds=seconds.astype(np.float32))
+    results = score(inputs / "e.npz", inputs / "list.txt", inputs / "out", draws=20, with_page=True)
+    assert {path.name for path in (inputs / "out").iterdir()} == set(results["wrote"])
+    text = (inputs / "out" / "report.html").read_text()
+    for name in ("det.png", "histogram.png", "duration.png", "map.png"):
+        assert base64.b64encode((inputs / "out" / name).read_bytes()).decode() in text
+    assert f"{results['eer_percent']:.2f} (" in text
+    assert "http" not in text  # nothing is fetched
 
 
 def test_command_without_a_flag_fails_in_one_line(inputs):

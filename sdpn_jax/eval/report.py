@@ -1,0 +1,100 @@
+"""Scored trials as numbers and as a page: the assessment of several systems on one list, tables, one HTML file."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sdpn_jax.eval import calibration, intervals, scoring
+from sdpn_jax.eval.trials import Trials
+
+PRIORS = (0.01, 0.05)  # of a target, for the detection costs
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem }
+figure { margin: 1rem 0; flex: 1 1 22rem; max-width: 28rem }
+img { width: 100% }
+figcaption { color: #555; font-size: .9rem }
+"""
+
+
+def assess(
+    systems: Mapping[str, np.ndarray], trials: Trials, draws: int, llrs: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict]:
+    """{system: its row} of the scores [N] of several systems on one list with labels.
+
+    A row is that of `scoring.summarize`, min_cllr, eer_interval_percent (95 %, bootstrap over speakers), calibration
+    (scale and offset to log-likelihood ratios, fitted on this list), for all but the first p_value (of being as good
+    as the first), and where `llrs` has the system's log-likelihood ratios cllr and actual_dcf_<prior>.
+    """
+    labels = trials.known_labels()
+    speakers = intervals.speakers_of(trials.enrol, trials.test, labels)
+    bootstrap = intervals.SpeakerBootstrap(labels, *speakers, draws)
+    rows, first = {}, None
+    for name, scores in systems.items():
+        rates = bootstrap.rates(scores)
+        rows[name] = scoring.summarize(scores, labels) | {
+            "min_cllr": calibration.min_cllr(scores, labels),
+            "eer_interval_percent": [100 * limit for limit in intervals.interval(rates)],
+            "calibration": list(calibration.fit(scores, labels)),
+        }
+        if first is None:
+            first = rates
+        else:
+            rows[name]["p_value"] = intervals.p_value(rates, first)
+        if llrs and name in llrs:
+            costs = {f"actual_dcf_{prior}": calibration.actual_dcf(llrs[name], labels, prior) for prior in PRIORS}
+            rows[name] |= {"cllr": calibration.cllr(llrs[name], labels)} | costs
+    return rows
+
+
+def table_of(rows: Mapping[str, Mapping]) -> list[list[str]]:
+    """The rows of `assess` as lines of a table, the heading first."""
+    first = next(iter(rows))
+    calibrated = any("cllr" in row for row in rows.values())
+    heading = ["scores", "EER % (95 % interval)", "minDCF 0.01", "minDCF 0.05", "min Cllr"]
+    heading += ["Cllr", "DCF 0.01", "DCF 0.05"] if calibrated else []
+    lines = [heading + ([f"p, against {first}"] if len(rows) > 1 else [])]
+    for name, row in rows.items():
+        low, high = row["eer_interval_percent"]
+        line = [name, f"{row['eer_percent']:.2f} ({low:.2f}-{high:.2f})"]
+        keys = ["min_dcf_0.01", "min_dcf_0.05", "min_cllr"]
+        keys += ["cllr", "actual_dcf_0.01", "actual_dcf_0.05"] if calibrated else []
+        line += [f"{row[key]:.4f}" if key in row else "" for key in keys]
+        line += [f"{row['p_value']:.3f}" if "p_value" in row else ""] if len(rows) > 1 else []
+        lines.append(line)
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first line the heading."""
+    rule = ["---"] * len(lines[0])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
+
+
+def write_page(path: Path, title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], figures: Mapping) -> None:
+    """One self-contained HTML file: a table, paragraphs, and pictures {file: caption} within it."""
+
+    def row(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    def figure(picture, caption):
+        data = base64.b64encode(Path(picture).read_bytes()).decode()
+        image = f'<img alt="" src="data:image/png;base64,{data}">'
+        return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+    table = row(lines[0], "th") + "".join(row(cells, "td") for cells in lines[1:])
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<table>{table}</table>",
+        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        '<div class="figures">' + "".join(figure(*item) for item in figures.items()) + "</div>",
+    ]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    text = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    Path(path).write_text(text, encoding="utf-8")
