@@ -1,0 +1,21 @@
+"""Self-supervised speaker verification with Self-Distillation Prototypes Networks, in JAX and Flax.
+
+from sdpn_jax import SpeakerEncoder
+encoder = SpeakerEncoder.load("model")
+print(encoder.verify("a.wav", "b.wav"))
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdpn_jax.encoder import SpeakerEncoder
+
+__all__ = ["SpeakerEncoder"]
+
+
+def __getattr__(name: str):
+    if name == "SpeakerEncoder":  # on demand: most modules of this package do without JAX's start
+        from sdpn_jax.encoder import SpeakerEncoder
+
+        return SpeakerEncoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,11 +14,14 @@ class UserError(Exception):
     """Something that the user can mend; the message names the culprit and the remedy."""
 
 
-def run(main: Callable) -> None:
-    """Runs an absl command; a UserError, in `main` or in the flags, becomes one line on stderr and exit code 2."""
+def run(main: Callable, takes_files: bool = False) -> None:
+    """Runs an absl command; a UserError, in `main` or in the flags, becomes one line on stderr and exit code 2.
+
+    `main` gets what absl gives: the command's name and, where it `takes_files`, the arguments that are no flags.
+    """
 
     def guarded(argv):
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_files:
             fail(f"unexpected argument {argv[1]!r}; every setting is a --flag (see --help)")
         try:
             return main(argv)

@@ -39,6 +39,11 @@ def read_audio(path: str | Path, channel: int | None = None) -> np.ndarray:
         raise
     except Exception as error:  # damaged bytes make the decoders raise almost anything, MemoryError among it
         raise AudioError(f"unreadable: {type(error).__name__}") from error
+    return at_16_khz(samples, rate, channel)
+
+
+def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> np.ndarray:
+    """Samples [N, channels] at `rate` Hz as `read_audio` gives them, which says what AudioError is raised for."""
     if not len(samples):
         raise AudioError("no samples")
     if not np.isfinite(samples).all():

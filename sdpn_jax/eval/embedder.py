@@ -1,5 +1,6 @@
 """Embeddings of utterances of any length with a network: padded batches over the local devices, or averaged crops."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -29,8 +30,11 @@ class Embedder:
         variables = jax.device_put(variables, self._everywhere)
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
         for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
-            # A fixed number of rows for each padded length: one compilation for each length.
-            batch = np.zeros((self.rows_at_once(padded_frames), padded_frames, log_mels[0].shape[1]), np.float32)
+            # Rows in powers of two up to the fixed number of a full batch: few shapes are compiled.
+            size = min(
+                self.rows_at_once(padded_frames), self._devices << (-(-len(rows) // self._devices) - 1).bit_length()
+            )
+            batch = np.zeros((size, padded_frames, log_mels[0].shape[1]), np.float32)
             lengths = np.full(len(batch), padded_frames, np.int32)
             for place, row in enumerate(rows):
                 batch[place, : len(log_mels[row])] = log_mels[row]
@@ -42,6 +46,14 @@ class Embedder:
     def rows_at_once(self, padded_frames: int) -> int:
         """How many utterances of this padded length make a batch: a multiple of the number of devices."""
         return max(1, self._frames // padded_frames // self._devices) * self._devices
+
+
+def fingerprint(network: Network, variables: dict) -> str:
+    """Changes with the network and its weights."""
+    digest = hashlib.sha256(repr(network).encode())
+    for leaf in jax.tree.leaves(jax.device_get(variables)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def padded_length(frames: int) -> int:

@@ -139,10 +139,7 @@ def embedding_function(
         return lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which
     network, variables, step = load_encoder(workdir, step, which)
     logging.info("%s of %s, step %d", which, workdir, step)
-    digest = hashlib.sha256(repr(network).encode())
-    for leaf in jax.tree.leaves(jax.device_get(variables)):
-        digest.update(leaf.tobytes())
-    return partial(embedder.Embedder(network), variables), digest.hexdigest()
+    return partial(embedder.Embedder(network), variables), embedder.fingerprint(network, variables)
 
 
 def embed_part(embed: Callable, part: Part, progress: tqdm) -> dict[str, np.ndarray]:
