@@ -39,27 +39,12 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeakerEncoder":
-        """A model folder (sdpn_jax.export_model), a training workdir, or a checkpoint of the released PyTorch code.
+        """The encoder in `path`, which is as in `load_network`, where the errors are.
 
-        Of the latter two the teacher is taken. Raises UserError when there is none, or it cannot be read. Compiled
-        programs are kept in ~/.cache/sdpn_jax unless JAX_COMPILATION_CACHE_DIR says where.
+        Compiled programs are kept in ~/.cache/sdpn_jax unless JAX_COMPILATION_CACHE_DIR says where.
         """
-        path = Path(path)
         keep_compiled_programs()
-        if path.is_file():
-            from sdpn_jax import torch_checkpoint
-
-            network, variables = torch_checkpoint.load_network(path)
-            return cls(network, variables)
-        if model_directory.is_model(path):
-            network, variables, config = model_directory.read_model(path)
-            return cls(network, variables, config["threshold"])
-        if not path.is_dir():
-            raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
-        from sdpn_jax.eval.export import load_encoder  # which loads Orbax
-
-        network, variables, _ = load_encoder(path)
-        return cls(network, variables)
+        return cls(*load_network(path))
 
     def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
         """Embedding float32 [D] of one recording, or [N, D] of a list of N.
@@ -104,6 +89,27 @@ class SpeakerEncoder:
                 raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
             return x
         return self.embed(x)
+
+
+def load_network(path: str | os.PathLike) -> tuple[Network, dict, float | None]:
+    """(network, variables, threshold or None) of a trained encoder.
+
+    path: a model folder (sdpn_jax.export_model), a training workdir, or a checkpoint of the released PyTorch code; of the
+    latter two the teacher is taken. Raises UserError when there is none, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        network, variables = torch_checkpoint.load_network(path)
+        return network, variables, None
+    if model_directory.is_model(path):
+        network, variables, config = model_directory.read_model(path)
+        return network, variables, config["threshold"]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
+    from sdpn_jax.eval.export import load_encoder  # which loads Orbax
+
+    network, variables, _ = load_encoder(path)
+    return network, variables, None
 
 
 def _waveform(recording: Recording, place: int) -> np.ndarray:

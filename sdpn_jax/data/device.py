@@ -81,7 +81,7 @@ def log_mel_of_view(samples):
     """log-mel [..., T, F] of view_samples(T) samples [...], the formula of features.py without padding."""
     window, filterbank = features.window_and_filterbank(features.DEFAULT)
     frames = 1 + (samples.shape[-1] - 2 * MARGIN) // HOP
-    index = HOP * np.arange(frames)[:, None] + np.arange(2 * MARGIN)
+    index = HOP * jnp.arange(frames)[:, None] + np.arange(2 * MARGIN)
     spectrum = jnp.fft.rfft(samples[..., index] * window)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST)
