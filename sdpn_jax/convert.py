@@ -49,7 +49,7 @@ def read_released(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
 
 
 def _check_state(state, source: str) -> None:
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"{source} is no state dictionary: give a checkpoint of the released training script")
     other = [str(name) for name, value in state.items() if not isinstance(value, torch_checkpoint.Tensor)]
     if other:
