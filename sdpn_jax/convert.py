@@ -33,9 +33,10 @@ def read_released(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
     with torch_checkpoint.opened(path) as contents:
         missing = [part for part in PARTS if part not in contents]
         if missing:
+            names = released.first_of([str(name) for name in contents], 5) or "nothing"
             raise UserError(
-                f"{path} has no {' and no '.join(missing)}, only {', '.join(map(str, contents)) or 'nothing'}: give a "
-                "checkpoint of the released training script"
+                f"{path} has no {' and no '.join(missing)}, only {names}: give a checkpoint of the released training "
+                "script"
             )
         for part in PARTS[:2]:
             _check_state(contents[part], f"the {part} of {path}")

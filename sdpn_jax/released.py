@@ -102,20 +102,21 @@ def _layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 
 def _check_names(state: Mapping, expected: dict[str, tuple], source: str) -> None:
-    missing = [name for name in expected if name not in state]
+    missing = sorted(name for name in expected if name not in state)
     unknown = [name for name in state if name not in expected]
     misshaped = [
         f"{name} is {np.shape(state[name])}, not {shape}"
         for name, shape in expected.items()
         if name in state and np.shape(state[name]) != shape
     ]
-    faults = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
+    faults = {"names missing": missing, "names unknown": unknown, "arrays of another shape": misshaped}
     if any(faults.values()):
-        told = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]
+        told = [f"{len(names)} {fault} ({first_of(names)})" for fault, names in faults.items() if names]
         raise UserError(
-            f"{source} is not SDPN's ECAPA-TDNN of 80 mel bins with a head of three layers: names {'; '.join(told)}"
+            f"{source} is not SDPN's ECAPA-TDNN of 80 mel bins with a head of three layers: {', '.join(told)}"
         )
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def first_of(names: list[str], count: int = 3) -> str:
+    """The first names, for an error that must stay one line."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -151,11 +151,11 @@ def test_another_network(tmp_path, contents):
     teacher[kernel] = teacher[kernel][:, :40].copy()
     told = refused(tmp_path, contents)
     assert "the teacher of" in told
-    assert "2 missing (backbone.fc.conv.weight, head.mlp.3.bias)" in told
-    assert "1 unknown (fc.weight)" in told
-    assert "1 of another shape (backbone.blocks.0.conv.conv.weight is (16, 40, 5), not (16, 80, 5))" in told
+    assert "2 names missing (backbone.fc.conv.weight, head.mlp.3.bias)" in told
+    assert "1 names unknown (fc.weight)" in told
+    assert "1 arrays of another shape (backbone.blocks.0.conv.conv.weight is (16, 40, 5), not (16, 80, 5))" in told
     other = OrderedDict((f"layer{i}.weight", np.zeros(2)) for i in range(5))
-    assert "5 unknown (layer0.weight, layer1.weight, layer2.weight, ...)" in refused(
+    assert "5 names unknown (layer0.weight, layer1.weight, layer2.weight, ...)" in refused(
         tmp_path, contents | {"student": other}
     )
 

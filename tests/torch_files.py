@@ -23,7 +23,8 @@ def emit(value, storages: dict) -> bytes:
         new = call("collections OrderedDict", storages=storages) if isinstance(value, OrderedDict) else b"}"
         return new + b"(" + b"".join(emit(x, storages) for item in value.items() for x in item) + b"u"
     if isinstance(value, tuple | list):
-        return b"(" + b"".join(emit(x, storages) for x in value) + (b"t" if isinstance(value, tuple) else b"l")
+        new, end = (b"(", b"t") if isinstance(value, tuple) else (b"](", b"e")
+        return new + b"".join(emit(x, storages) for x in value) + end
     if isinstance(value, np.ndarray):
         return tensor(value, storages)
     if isinstance(value, bytes):  # instructions already
@@ -55,6 +56,7 @@ def write(path, value, byteorder: str = "little", more: dict | None = None) -> N
     pickled = b"\x80\x02" + emit(value, storages) + b"."
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("checkpoint/data.pkl", pickled)
+        file.writestr("checkpoint/version", "3\n")
         file.writestr("checkpoint/byteorder", byteorder)
         for key, array in {**storages, **(more or {})}.items():
             ordered = array if byteorder == "little" else array.astype(array.dtype.newbyteorder(">"))
