@@ -260,10 +260,15 @@ def as_json(config: ConfigDict) -> dict:
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError when a run with another config was started in the workdir."""
+    """Raises UserError when a run with another config was started in the workdir.
+
+    Converted weights fix their sizes alone; once training goes on from them, its config is that of any run.
+    """
     ours, theirs = as_json(config), checkpoint.read_config(workdir)
     if theirs is None:
         return
+    if "converted_from" in theirs:
+        theirs = {**ours, "num_prototypes": theirs["num_prototypes"], "model": {**ours["model"], **theirs["model"]}}
     for field in sorted(set(ours) | set(theirs)):
         if field not in FREE_FIELDS and ours.get(field) != theirs.get(field):
             raise UserError(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from released_names import network_sizes, network_variables
 
 from sdpn_jax import optim
 from sdpn_jax.models.network import Network
+from sdpn_jax.released import from_released
 from sdpn_jax.step import (
     Objective,
     TrainState,
@@ -33,14 +33,19 @@ SMALL = Network(
 )
 
 
+def of_state(vectors: dict, prefix: str) -> dict:
+    """The released arrays whose names in the vectors start with `prefix`."""
+    return {name.removeprefix(prefix): array for name, array in vectors.items() if name.startswith(prefix)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "sinkhorn"])
 @pytest.mark.parametrize("dtype, rtol", [(np.float64, 1e-8), (np.float32, 1e-4)])
 def test_golden_steps(golden, kind, dtype, rtol):
     vectors = dict(np.load(golden / f"steps_{kind}.npz"))
     with jax.enable_x64(dtype == np.float64):
-        released = network_variables(vectors, "init/student/")
-        network = Network(**network_sizes(released), dtype=dtype)
+        sizes, released = from_released(of_state(vectors, "init/student/"))
+        network = Network(**sizes, dtype=dtype)
         student = jax.tree.map(lambda x: jnp.asarray(x, dtype), released)
         prototypes = jnp.asarray(vectors["init/prototypes"], dtype)
         rates, momenta = (jnp.asarray(vectors[name], dtype) for name in ("lr", "teacher_momentum"))
@@ -75,7 +80,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
             if dtype == np.float64 or i < 2:  # the first rate is 0: until here no update has been felt
                 np.testing.assert_allclose(history, vectors["history_loss_ce_memax_koleo"][i], rtol=rtol)
 
-    finals = {name: network_variables(vectors, f"final/{name}/") for name in ("student", "teacher")}
+    finals = {name: from_released(of_state(vectors, f"final/{name}/"))[1] for name in ("student", "teacher")}
     if dtype == np.float64:
         for name, final in finals.items():
             moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), final["params"], released["params"])

@@ -117,11 +117,11 @@ def load_encoder(workdir: str | Path, step: int | None = None, which: str = "tea
     config = checkpoint.read_config(workdir)
     if config is None:
         raise UserError(f"no training run in {workdir} (config.json is missing): give --workdir of sdpn_jax.main")
-    network = network_of(config["model"])
+    network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
     if which == "untrained":
-        return network, initial_variables(network, config["seed"]), 0
+        return network, initial_variables(network, seed), 0
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
-    template = jax.eval_shape(lambda: initial_variables(network, config["seed"]))
+    template = jax.eval_shape(lambda: initial_variables(network, seed))
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
     with checkpoint.manager(workdir) as checkpoints:
         parts, step = checkpoint.restore(checkpoints, {which: template}, step)

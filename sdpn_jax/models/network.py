@@ -46,7 +46,8 @@ class Network(nn.Module):
 
 def network_of(sizes: Mapping) -> Network:
     """The network described by {"channels": ..., ..., "dtype": "float32" or "bfloat16"}, the fields of Network."""
-    return Network(**{**sizes, "channels": tuple(sizes["channels"]), "dtype": jnp.dtype(sizes["dtype"])})
+    dtype = jnp.dtype(sizes.get("dtype", "float32"))
+    return Network(**{**sizes, "channels": tuple(sizes["channels"]), "dtype": dtype})
 
 
 def initial_variables(network: Network, seed: int) -> dict:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
+import torch_files
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -186,6 +188,36 @@ def test_export_and_score(workplace):
 
 
 @pytest.mark.slow
+def test_released_weights_are_exported_and_trained_on(workplace):
+    """A run's weights leave under the released names, come back as a released checkpoint, and training goes on."""
+    contents = {"prototypes": np.random.default_rng(0).random((16, 8), np.float32), "epoch": 3}
+    for part in ("student", "teacher"):
+        file = workplace / f"{part}.safetensors"
+        said = run("convert", f"--input={workplace / 'whole'}", f"--output={file}", f"--encoder={part}").stdout
+        assert f"the {part} of step 20 written to {file}" in said
+        contents[part] = {f"module.{name}": array for name, array in safetensors.numpy.load_file(file).items()}
+    torch_files.write(workplace / "released.pth", contents)
+    converted = workplace / "converted"
+    arguments = f"--input={workplace / 'released.pth'}", f"--output={converted}"
+    assert "--config.model.channels=(16, 16, 16, 16, 24)" in run("convert", *arguments, "--step=10").stdout
+    assert "holds a run already" in refused("convert", *arguments)
+
+    embeddings = []
+    for workdir in ("whole", "converted"):
+        output = workplace / f"of_{workdir}.npz"
+        run("eval.export", f"--workdir={workplace / workdir}", f"--input={workplace / 'shards'}", f"--output={output}")
+        embeddings.append(np.load(output)["embeddings"])
+    np.testing.assert_array_equal(*embeddings)
+
+    wrong = *arguments_of(workplace, converted), "--config.num_prototypes=17"
+    assert "holds a run with num_prototypes=16" in refused("main", *wrong)
+    train(workplace, converted)
+    assert sorted(losses_of(converted)) == list(range(11, 21))
+    assert np.all(np.isfinite(list(losses_of(converted).values())))
+    assert "converted_from" not in json.loads((converted / "config.json").read_text())
+
+
+@pytest.mark.slow
 def test_four_devices_give_the_same_losses(workplace, monkeypatch):
     """In float64, where the order of additions cannot grow into a difference within a few steps; state split in two."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
@@ -277,3 +309,9 @@ def test_bad_input_gets_one_line(workplace):
     assert "config.json is missing" in refused("eval.export", *export, f"--workdir={workplace / 'audio'}")
     assert "no checkpoint of step 7" in refused("eval.export", *export, f"--workdir={workplace / 'whole'}", "--step=7")
     assert "nowhere" in refused("data.prepare", "--input=nowhere", f"--output={workplace / 'x'}")
+
+    assert "is not a PyTorch checkpoint" in refused("convert", f"--input={unknown}", f"--output={workplace / 'x'}")
+    run_of = f"--input={workplace / 'whole'}"
+    assert "end in .safetensors" in refused("convert", run_of, f"--output={workplace / 'x'}")
+    file = f"--output={workplace / 'x.safetensors'}"
+    assert "no checkpoint of step 7" in refused("convert", run_of, file, "--step=7")

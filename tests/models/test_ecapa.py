@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from released_names import network_sizes, network_variables
 
 from sdpn_jax.models import ecapa
 from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.released import from_released
 
 SMALL = dict(channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=20)
 
@@ -15,6 +15,11 @@ SMALL = dict(channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedd
 @pytest.fixture(scope="module")
 def vectors(golden):
     return dict(np.load(golden / "encoder.npz"))
+
+
+def of_state(vectors: dict, prefix: str) -> dict:
+    """The released arrays whose names in the vectors start with `prefix`."""
+    return {name.removeprefix(prefix): array for name, array in vectors.items() if name.startswith(prefix)}
 
 
 def log_mel(vectors, name, dtype):
@@ -27,9 +32,10 @@ def test_golden_encoder(vectors, dtype, rtol):
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
     with jax.enable_x64(dtype == np.float64):
-        released = network_variables(vectors, "state/")
+        state = of_state(vectors, "state/")
+        sizes, released = from_released(state)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), released)
-        network = Network(**network_sizes(released), dtype=dtype)
+        network = Network(**sizes, dtype=dtype)
         x = log_mel(vectors, "input_mel_power", dtype)
 
         embedding, projection = network.apply(variables, x, False)
@@ -39,7 +45,7 @@ def test_golden_encoder(vectors, dtype, rtol):
         (embedding, projection), updated = network.apply(variables, x, True, mutable=["batch_stats"])
         close(embedding, vectors["train_embedding"])
         close(projection, vectors["train_projection"])
-        after = network_variables(vectors, "state_after_train/")["batch_stats"]
+        after = from_released(state | of_state(vectors, "state_after_train/"))[1]["batch_stats"]
         jax.tree.map(close, updated["batch_stats"], after)
 
         x = log_mel(vectors, "input_mel_power_long", dtype)
