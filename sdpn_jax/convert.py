@@ -14,47 +14,12 @@ import optax
 import safetensors.numpy
 from absl import flags, logging
 
-from sdpn_jax import checkpoint, errors, files, optim, released, torch_checkpoint
+from sdpn_jax import checkpoint, errors, files, optim, released
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import export
 from sdpn_jax.models.network import Network
 from sdpn_jax.step import TrainState
 from sdpn_jax.train import state_parts
-
-PARTS = ("student", "teacher", "prototypes")
-
-
-def read_released(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
-    """(sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
-
-    Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not
-    such a checkpoint, or is of another network.
-    """
-    with torch_checkpoint.opened(path) as contents:
-        missing = [part for part in PARTS if part not in contents]
-        if missing:
-            names = released.first_of([str(name) for name in contents], 5) or "nothing"
-            raise UserError(
-                f"{path} has no {' and no '.join(missing)}, only {names}: give a checkpoint of the released training "
-                "script"
-            )
-        for part in PARTS[:2]:
-            _check_state(contents[part], f"the {part} of {path}")
-        sizes, student = released.from_released(contents["student"], f"the student of {path}")
-        _, teacher = released.from_released(contents["teacher"], f"the teacher of {path}", sizes)
-        prototypes = contents["prototypes"]
-        shape = getattr(prototypes, "shape", ())
-        if len(shape) != 2 or shape[1] != sizes["projection_size"]:
-            raise UserError(f"the prototypes of {path} are {shape}, not (any number, {sizes['projection_size']})")
-        return sizes, student, teacher, np.asarray(prototypes)
-
-
-def _check_state(state, source: str) -> None:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"{source} is no state dictionary: give a checkpoint of the released training script")
-    other = [str(name) for name, value in state.items() if not isinstance(value, torch_checkpoint.Tensor)]
-    if other:
-        raise UserError(f"{source} has {len(other)} entries that are no tensors, such as {other[0]}")
 
 
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
@@ -83,7 +48,7 @@ def to_workdir(source: str | Path, workdir: str | Path, step: int = 0) -> dict:
     workdir = Path(workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a run already: choose another --output, or delete that one")
-    sizes, student, teacher, prototypes = read_released(source)
+    sizes, student, teacher, prototypes = released.read_checkpoint(source)
     config = {"converted_from": str(source), "model": sizes, "num_prototypes": len(prototypes)}
     state = state_from(student, teacher, prototypes, step)
     with checkpoint.manager(workdir) as checkpoints:

@@ -9,11 +9,11 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
-from sdpn_jax import model_directory
+from sdpn_jax import model_directory, released
 from sdpn_jax.data import audio, features
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import embedder
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import Network, network_of
 
 Recording: TypeAlias = str | os.PathLike | tuple[np.ndarray, float]  # a file, or (samples [N] or [N, channels], Hz)
 CACHE = Path("~/.cache/sdpn_jax").expanduser()  # compiled programs, so that they are compiled once on a machine
@@ -94,13 +94,17 @@ class SpeakerEncoder:
 def load_network(path: str | os.PathLike) -> tuple[Network, dict, float | None]:
     """(network, variables, threshold or None) of a trained encoder.
 
-    path: a model folder (sdpn_jax.export_model), a training workdir, or a checkpoint of the released PyTorch code; of the
-    latter two the teacher is taken. Raises UserError when there is none, or it cannot be read.
+    path: a model folder (sdpn_jax.export_model), a training workdir or a checkpoint of the released PyTorch code, of
+    which the teacher is taken, or weights under the released names (.safetensors). Raises UserError when there is no
+    such thing, or it cannot be read.
     """
     path = Path(path)
     if path.is_file():
-        network, variables = torch_checkpoint.load_network(path)
-        return network, variables, None
+        if path.suffix == ".safetensors":
+            sizes, variables = released.from_released(model_directory.read_arrays(path), str(path))
+        else:
+            sizes, _, variables, _ = released.read_checkpoint(path)
+        return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), None
     if model_directory.is_model(path):
         network, variables, config = model_directory.read_model(path)
         return network, variables, config["threshold"]

@@ -81,6 +81,14 @@ def is_model(folder: str | Path) -> bool:
     return (Path(folder) / WEIGHTS).exists()
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a .safetensors file; UserError where it is none, or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the model again") from None
+
+
 def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
     """(network, variables, the content of config.json) of a model folder; UserError where something does not fit."""
     folder = Path(folder)
@@ -94,10 +102,7 @@ def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
         raise UserError(f"{folder / CONFIG} is not the config of a model of this package ({error})") from None
     if theirs != dataclasses.asdict(features.DEFAULT):
         raise UserError(f"{folder / CONFIG}: the model needs features {theirs}, this package makes {features.DEFAULT}")
-    try:
-        flat = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); export the model again") from None
+    flat = read_arrays(folder / WEIGHTS)
     wanted = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
     wrong = sorted(
         {*wanted} ^ {*flat} | {name for name in {*wanted} & {*flat} if wanted[name].shape != flat[name].shape}

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdpn_jax import torch_checkpoint
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
 
@@ -29,6 +31,7 @@ MODULES = [  # ours, theirs, in this order
     (r"^head\.norm_1\.", "head.mlp.4."),
     (r"^head\.dense_2\.", "head.mlp.6."),
 ]
+PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
 ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
 
@@ -83,6 +86,39 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
     shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
     _check_names(state, shapes, source)
     return sizes, unflatten_dict({path: _layout(path, np.asarray(state[name])) for name, path in names.items()})
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
+    """(sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
+
+    Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not
+    such a checkpoint, or is of another network.
+    """
+    with torch_checkpoint.opened(path) as contents:
+        missing = [part for part in PARTS if part not in contents]
+        if missing:
+            names = first_of([str(name) for name in contents], 5) or "nothing"
+            raise UserError(
+                f"{path} has no {' and no '.join(missing)}, only {names}: give a checkpoint of the released training "
+                "script"
+            )
+        for part in PARTS[:2]:
+            _check_state(contents[part], f"the {part} of {path}")
+        sizes, student = from_released(contents["student"], f"the student of {path}")
+        _, teacher = from_released(contents["teacher"], f"the teacher of {path}", sizes)
+        prototypes = contents["prototypes"]
+        shape = getattr(prototypes, "shape", ())
+        if len(shape) != 2 or shape[1] != sizes["projection_size"]:
+            raise UserError(f"the prototypes of {path} are {shape}, not (any number, {sizes['projection_size']})")
+        return sizes, student, teacher, np.asarray(prototypes)
+
+
+def _check_state(state, source: str) -> None:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{source} is no state dictionary: give a checkpoint of the released training script")
+    other = [str(name) for name, value in state.items() if not isinstance(value, torch_checkpoint.Tensor)]
+    if other:
+        raise UserError(f"{source} has {len(other)} entries that are no tensors, such as {other[0]}")
 
 
 def to_released(variables: dict, step: int = 0) -> dict[str, np.ndarray]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from safetensors.numpy import save_file
 
-from sdpn_jax import SpeakerEncoder, export_stablehlo, gallery, model_directory
+from sdpn_jax import SpeakerEncoder, export_stablehlo, gallery, model_directory, released
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables
@@ -117,6 +118,19 @@ def test_recordings_that_cannot_be_used(encoder, recording, message):
         encoder.embed(recording)
 
 
+def test_weights_under_the_released_names(encoder, variables, tmp_path):
+    save_file(released.to_released(variables), tmp_path / "w.safetensors")
+    x = (noise(5), 16000)
+    np.testing.assert_array_equal(SpeakerEncoder.load(tmp_path / "w.safetensors").embed(x), encoder.embed(x))
+
+
+def test_a_checkpoint_of_the_released_code(golden):
+    expected = np.load(golden / "checkpoint_expected.npz")
+    embedding = SpeakerEncoder.load(golden / "checkpoint.pth").embed((expected["waveform"], 16000))
+    difference = np.linalg.norm(embedding - expected["teacher_embedding"].reshape(-1))
+    assert difference < 1e-4 * np.linalg.norm(expected["teacher_embedding"])
+
+
 def test_what_is_no_model(model, variables, tmp_path):
     with pytest.raises(UserError, match="does not exist: give a model folder"):
         SpeakerEncoder.load(tmp_path / "nothing")
@@ -124,7 +138,7 @@ def test_what_is_no_model(model, variables, tmp_path):
         SpeakerEncoder.load(tmp_path)
     wrong = SIZES | {"embedding_size": 13}
     model_directory.write_model(tmp_path / "wrong", wrong, variables, {}, None, "unknown")
-    with pytest.raises(UserError, match=r"2 arrays are missing, unknown or of another shape, first params/encoder/emb"):
+    with pytest.raises(UserError, match=r"3 arrays are missing, unknown or of another shape, first params/encoder/emb"):
         SpeakerEncoder.load(tmp_path / "wrong")
     cut = (model / "model.safetensors").read_bytes()[:5000]
     (tmp_path / "wrong" / "model.safetensors").write_bytes(cut)
