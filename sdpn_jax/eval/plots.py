@@ -22,6 +22,8 @@ from sdpn_jax.eval import intervals, metrics
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+MAPPED_POINTS = 5000
 DASHES = ("-", "--", "-.", (0, (1, 1)))
 COLUMN = 3.5  # inches
 STYLE = {
@@ -155,6 +157,60 @@ def plot_eer_by_duration(
             axes.errorbar(middle, 100 * rate, height, width, fmt="o", color=BLUE, markersize=4, elinewidth=1, capsize=2)
             highest = max(highest, 100 * high)
         axes.set(xlabel="Duration of the shorter utterance (s)", ylabel="EER (%)", ylim=(0, 1.05 * highest or 1))
+        figure.savefig(path)
+
+
+def plot_map(
+    embeddings: np.ndarray, groups: ArrayLike, path: str | Path, projection: str = "pca", seed: int = 0
+) -> None:
+    """Draws embeddings [N, D], scaled to length 1, in two dimensions, coloured by group [N], into one file.
+
+    projection: "pca", the two principal components, or "tsne" (van der Maaten and Hinton, 2008) with cosine distances,
+    in which distances between groups mean nothing. Beyond MAPPED_POINTS a random sample of them is drawn.
+    """
+    groups = np.asarray(groups)
+    chosen = np.arange(len(groups))
+    if len(groups) > MAPPED_POINTS:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(groups), MAPPED_POINTS, replace=False))
+    points, shares = _two_dimensions(embeddings[chosen], projection, seed)
+    names, members = np.unique(groups[chosen], return_inverse=True)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = _figure(COLUMN, COLUMN)
+        for number, name in enumerate(names):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            x, y = points[members == number].T
+            size = float(np.clip(4000 / len(chosen), 1, 16))
+            axes.scatter(x, y, size, colour, marker=marker, linewidths=0, alpha=0.8, label=str(name))
+        for axis, share, number in ((axes.xaxis, shares[0], 1), (axes.yaxis, shares[1], 2)):
+            label = f"Principal component {number} ({100 * share:.0f} % of variance)" if share else f"t-SNE {number}"
+            axis.set_label_text(label)
+            axis.set_ticks([])
+        if len(names) <= 10:
+            figure.legend(loc="outside upper center", ncols=5, handletextpad=0.1, columnspacing=0.8, markerscale=1.5)
+        figure.savefig(path)
+
+
+def _two_dimensions(embeddings: np.ndarray, projection: str, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """(points [N, 2], the shares of the variance that both axes show, zeros where that means nothing)."""
+    from sklearn import decomposition, manifold  # which takes a second, for this picture alone
+
+    units = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    if projection == "tsne" and len(units) > 4:
+        perplexity = min(30.0, (len(units) - 1) / 3)
+        tsne = manifold.TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
+        return tsne.fit_transform(units), (0.0, 0.0)
+    pca = decomposition.PCA(2, random_state=seed)
+    return pca.fit_transform(units), tuple(pca.explained_variance_ratio_)
+
+
+def plot_sizes(sizes: ArrayLike, path: str | Path) -> None:
+    """Draws the sizes of clusters, the largest first, into one file."""
+    sizes = np.sort(sizes)[::-1]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(COLUMN, 0.6 * COLUMN)
+        axes.stairs(sizes, np.arange(len(sizes) + 1), fill=True, color=BLUE, alpha=0.8)
+        axes.set(xlabel="Cluster, by size", ylabel="Utterances", xlim=(0, len(sizes)), ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.savefig(path)
 
 

@@ -31,7 +31,7 @@ def test_a_long_list_is_padded_to_the_nearest_length_but_for_a_few():
 def test_a_short_list_is_compiled_for_few_lengths():
     lengths = np.geomspace(200, 3200, 50).astype(int).tolist()
     batches = list(embedder.batches_of_similar_length(lengths, lambda frames: max(1, 16384 // frames)))
-    assert len({padded_frames for _, padded_frames in batches}) <= 4
+    assert len({padded_frames for _, padded_frames in batches}) <= len(set(map(embedder.padded_length, lengths))) / 2
 
 
 def test_few_lengths_are_compiled():

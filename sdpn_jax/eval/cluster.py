@@ -1,0 +1,180 @@
+"""Speakers without labels: clusters of embeddings, and the pseudo-labels that they give.
+
+    python -m sdpn_jax.eval.cluster --embeddings=train.npz --clusters=1000 --output=clusters
+
+writes pseudo_labels.txt (`utterance cluster` a line, in the embeddings' order), clusters.json (sizes and quality),
+map.png and sizes.png. Without --clusters several numbers are tried, and that with the highest silhouette is taken.
+--speakers=FILE of `utterance speaker` lines, where true labels exist, tells how well clusters and speakers agree.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+from sklearn import cluster as algorithms
+from sklearn import metrics
+
+from sdpn_jax import errors
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import plots, scoring
+from sdpn_jax.eval.normalisation import unit
+from sdpn_jax.eval.trials import match_ids, read_text
+
+AGGLOMERATIVE_LIMIT = 20_000  # utterances, whose distances take 3.2 GB
+SILHOUETTE_SAMPLE = 10_000
+NUMBERS_TRIED = 12
+
+
+def cluster(embeddings: np.ndarray, method: str, clusters: int, seed: int = 0) -> np.ndarray:
+    """The cluster of each embedding [N, D], int [N] from 0, the largest cluster first.
+
+    method: "kmeans" on the embeddings of length 1 (mini-batches beyond 10,000), or "agglomerative", average linkage of
+    cosine distances. Raises UserError for a number of clusters or of embeddings that the method cannot work with.
+    """
+    if not 2 <= clusters <= len(embeddings):
+        raise UserError(f"--clusters={clusters}: choose 2 to {len(embeddings):,}, the number of embeddings")
+    if method == "agglomerative":
+        if len(embeddings) > AGGLOMERATIVE_LIMIT:
+            raise UserError(
+                f"--method=agglomerative needs the distances of all pairs, of {len(embeddings):,} embeddings "
+                f"{4 * len(embeddings) ** 2 / 1e9:,.0f} GB or more: use --method=kmeans"
+            )
+        algorithm = algorithms.AgglomerativeClustering(clusters, metric="cosine", linkage="average")
+    elif len(embeddings) > 10_000:
+        batch = max(4096, 3 * clusters)
+        algorithm = algorithms.MiniBatchKMeans(clusters, batch_size=batch, n_init=3, random_state=seed)
+    else:
+        algorithm = algorithms.KMeans(clusters, n_init=10, random_state=seed)
+    labels = algorithm.fit_predict(unit(embeddings))
+    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.empty(len(sizes), int)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    return rank[labels]
+
+
+def silhouette(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
+    """Mean silhouette coefficient with cosine distances (Rousseeuw, 1987), of a sample where there are many."""
+    if not 2 <= len(np.unique(labels)) < len(labels):
+        return float("nan")
+    size = min(SILHOUETTE_SAMPLE, len(labels))
+    try:
+        return float(metrics.silhouette_score(embeddings, labels, metric="cosine", sample_size=size, random_state=seed))
+    except ValueError:  # the sample may hold one cluster alone, or no two of any
+        return float("nan")
+
+
+def choose_number(embeddings: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, dict[int, float]]:
+    """(clusters with the highest silhouette, {number tried: silhouette}); tries 2 to half the number of embeddings."""
+    highest = max(2, len(embeddings) // 2)
+    tried, found = {}, {}
+    for number in np.unique(np.geomspace(2, highest, NUMBERS_TRIED).round().astype(int)).tolist():
+        tried[number] = cluster(embeddings, method, number, seed)
+        found[number] = silhouette(embeddings, tried[number], seed)
+        logging.info("%d clusters: silhouette %.3f", number, found[number])
+    best = max(found, key=lambda number: -1 if np.isnan(found[number]) else found[number])
+    return tried[best], found
+
+
+def purity(labels: np.ndarray, speakers: np.ndarray) -> float:
+    """The share of utterances whose cluster's most frequent speaker is theirs."""
+    return float(metrics.cluster.contingency_matrix(speakers, labels).max(axis=0).sum() / len(labels))
+
+
+def agreement(labels: np.ndarray, speakers: np.ndarray) -> dict[str, float]:
+    """How well clusters [N] and true speakers [N] agree: normalised mutual information, adjusted Rand index, purity."""
+    return {
+        "speakers": len(np.unique(speakers)),
+        "nmi": float(metrics.normalized_mutual_info_score(speakers, labels)),
+        "adjusted_rand": float(metrics.adjusted_rand_score(speakers, labels)),
+        "purity": purity(labels, speakers),
+    }
+
+
+def read_speakers(path: str | Path, ids: list[str]) -> np.ndarray:
+    """The speaker [N] of each of the ids, from `utterance speaker` lines; UserError where one is not told."""
+    speaker_of = {}
+    for number, line in enumerate(read_text(path, "list of speakers").split("\n"), 1):
+        fields = line.split()
+        if fields and len(fields) != 2:
+            raise UserError(f"{path}, line {number}: wanted is 'utterance speaker', not {line.strip()[:200]!r}")
+        if fields:
+            speaker_of[fields[0]] = fields[1]
+    names = list(speaker_of)
+    rows, faults = match_ids(names, ids)
+    if faults:
+        name = next(iter(faults))
+        raise UserError(
+            f"{path}: the speaker of {len(faults):,} of {len(ids):,} utterances is unclear, first: {name!r}"
+        )
+    return np.asarray([speaker_of[names[rows[name]]] for name in ids])
+
+
+def cluster_file(
+    embeddings_path: str | Path,
+    output: str | Path,
+    clusters: int | None = None,
+    method: str = "kmeans",
+    speakers_path: str | Path | None = None,
+    projection: str = "pca",
+    seed: int = 0,
+) -> dict:
+    """Clusters the embeddings of a file, writes into the folder `output`, and returns what clusters.json holds."""
+    embeddings, ids = scoring.load_embeddings(embeddings_path)
+    if len(embeddings) < 3:
+        raise UserError(f"{embeddings_path}: {len(embeddings)} embeddings are too few for clusters")
+    speakers = read_speakers(speakers_path, ids) if speakers_path else None
+    tried = None
+    if clusters is None:
+        labels, tried = choose_number(embeddings, method, seed)
+    else:
+        labels = cluster(embeddings, method, clusters, seed)
+    sizes = np.bincount(labels)
+    results = {
+        "embeddings": str(embeddings_path),
+        "method": method,
+        "clusters": len(sizes),
+        "largest": int(sizes.max()),
+        "smallest": int(sizes.min()),
+        "silhouette": tried[len(sizes)] if tried else silhouette(embeddings, labels, seed),
+        "tried": tried,
+    }
+    results |= agreement(labels, speakers) if speakers is not None else {}
+    output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
+        (output / "pseudo_labels.txt").write_text(lines, encoding="utf-8")
+        (output / "clusters.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        plots.plot_map(embeddings, labels, output / "map.png", projection, seed)
+        plots.plot_sizes(sizes, output / "sizes.png")
+    except OSError as error:
+        raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
+    return results
+
+
+def main(_) -> None:
+    results = cluster_file(
+        FLAGS.embeddings, FLAGS.output, FLAGS.clusters, FLAGS.method, FLAGS.speakers, FLAGS.map, FLAGS.seed
+    )
+    for name in ("clusters", "largest", "smallest", "silhouette", "speakers", "nmi", "adjusted_rand", "purity"):
+        if name in results:
+            value = results[name]
+            print(f"{name.replace('_', ' '):<14} {value:,}" if isinstance(value, int) else f"{name:<14} {value:.3f}")
+    for name in ("pseudo_labels.txt", "clusters.json", "map.png", "sizes.png"):
+        print(f"wrote {Path(FLAGS.output) / name}")
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("embeddings", None, "An .npz or a folder, as sdpn_jax.eval.export writes them.", required=True)
+    flags.DEFINE_string("output", None, "The folder to write into.", required=True)
+    flags.DEFINE_integer("clusters", None, "How many; by default that with the highest silhouette of several tried.", 2)
+    flags.DEFINE_enum(
+        "method", "kmeans", ["kmeans", "agglomerative"],
+        f"kmeans, for any number of utterances, or agglomerative (average linkage), up to {AGGLOMERATIVE_LIMIT:,}.",
+    )  # fmt: skip
+    flags.DEFINE_string("speakers", None, "Lines `utterance speaker`: true labels, to compare with.")
+    flags.DEFINE_enum("map", "pca", ["pca", "tsne"], "How the map's two dimensions are found.")
+    flags.DEFINE_integer("seed", 0, "Of k-means and of t-SNE.")
+    errors.run(main)
