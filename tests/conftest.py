@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-# What several tests, or the commands that they start, compile alike is compiled once in a test run.
-_cache = tempfile.TemporaryDirectory(prefix="sdpn_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# What several tests, or the commands that they start, compile alike is compiled once in a test run, whose worker
+# processes (pytest-xdist) inherit the variables.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="sdpn_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def _folder(variable: str) -> Path:

@@ -272,7 +272,7 @@ def write_shards(shards: list[Shard], recipe: Recipe, workers: int = 0) -> None:
             pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION).not_done
             progress.update(counter.value - progress.n)
             if any(future.done() and future.exception() for future in futures):
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
                 break
         try:
             for future in futures:

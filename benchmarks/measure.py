@@ -1,0 +1,54 @@
+"""What the benchmarks share: interleaved medians, peak memory, tables and JSON."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+FORMS = {"s": "{:,.3f} s", "ratio": "{:.2f}x", "MiB": "{:,.0f} MiB"}
+
+
+def timed(work: Callable) -> float:
+    """Seconds that `work()` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(works: Mapping[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turn `repeats` times: what slows the machine for a while slows them all."""
+    times = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(timed(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_mib() -> float:
+    """The most memory this process ever held, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine() -> str:
+    """Processor and the number of cores that this process may use."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0].partition(': ')[2] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def show(title: str, rows: Mapping[str, float | str | Mapping], width: int = 46) -> None:
+    """Prints one table; a row's value is a number, a text, or {unit: number} with the units of FORMS or any other."""
+    print(f"\n{title}")
+    for name, value in rows.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        cells = [v if isinstance(v, str) else FORMS.get(k, "{:,.4g} " + k).format(v) for k, v in parts.items()]
+        print(f"  {name:{width}s} " + "  ".join(f"{cell:>16s}" for cell in cells), flush=True)
+
+
+def write(output: str | Path, results: Mapping) -> None:
+    """Writes the results and the machine as JSON, and says so."""
+    Path(output).write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    print(f"\nwritten: {output}")
