@@ -9,13 +9,11 @@ figures are medians.
 import dataclasses
 import itertools
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import librosa
+import measure
 import numpy as np
 from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -26,22 +24,6 @@ OPTIONS = ("group_size:1,uncompressed", "group_size:1,zstd:1", "group_size:1,zst
            "group_size:64,zstd:1")  # fmt: skip
 VOXCELEB2_SECONDS = 7.8  # mean length of its utterances (Chung et al., Interspeech 2018, table 1)
 REPEATS = 40
-
-
-def timed(work: Callable) -> float:
-    """Seconds that `work()` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def interleaved(works: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn `repeats` times."""
-    times = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            times[name].append(timed(work))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def plain_log_mel(path: Path) -> np.ndarray:
@@ -77,7 +59,7 @@ def preparation(utterances: list[tuple[str, Path]], repeats: int) -> dict:
         "stage: log-mel": lambda: [features.log_mel(x) for x in waveforms],
         "stage: one augmentation": lambda: [augment.augment(x, recipes[4].sources, rng) for x in waveforms],
     }
-    return {name: hours / (seconds / 3600) for name, seconds in interleaved(works, repeats).items()}
+    return {name: hours / (seconds / 3600) for name, seconds in measure.interleaved(works, repeats).items()}
 
 
 def storage(shards: Path, reads: int) -> dict:
@@ -97,7 +79,7 @@ def storage(shards: Path, reads: int) -> dict:
             results[options] = {"GB_per_hour": path.stat().st_size / 1e9 / hours}
         order = np.random.default_rng(0).integers(len(raw), size=reads)
         works = {name: lambda reader=reader: [reader.read([int(i)]) for i in order] for name, reader in readers.items()}
-        for name, seconds in interleaved(works, 5).items():
+        for name, seconds in measure.interleaved(works, 5).items():
             results[name]["reads_per_s"] = reads / seconds
     return results
 
@@ -119,7 +101,7 @@ def loading(shards: Path, batches: int) -> dict:
         "reading the records alone": read_alone,
         "pipeline: 1 + 4 views, masked, batched": lambda: [dataset[next(steps)] for _ in range(batches)],
     }
-    return {name: count / seconds for name, seconds in interleaved(works, 5).items()}
+    return {name: count / seconds for name, seconds in measure.interleaved(works, 5).items()}
 
 
 def shorten(shards: Path, folder: Path, seconds: float) -> None:
@@ -150,12 +132,8 @@ def main(_) -> None:
         shorten(Path(FLAGS.shards), Path(folder), VOXCELEB2_SECONDS)
         results[f"the same of utterances of {VOXCELEB2_SECONDS} s"] = loading(Path(folder), 20)
     for title, rows in results.items():
-        print(f"\n{title}")
-        for name, value in rows.items():
-            text = "  ".join(f"{k} {v:,.3f}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,.0f}"
-            print(f"  {name:42s} {text}")
-    Path(FLAGS.output).write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten: {FLAGS.output}")
+        measure.show(title, rows)
+    measure.write(FLAGS.output, results)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def show(title: str, rows: Mapping[str, float | str | Mapping], width: int = 46)
     print(f"\n{title}")
     for name, value in rows.items():
         parts = value if isinstance(value, Mapping) else {"": value}
-        cells = [v if isinstance(v, str) else FORMS.get(k, "{:,.4g} " + k).format(v) for k, v in parts.items()]
+        cells = [v if isinstance(v, str) else FORMS.get(k, "{:.4g} " + k).format(v) for k, v in parts.items()]
         print(f"  {name:{width}s} " + "  ".join(f"{cell:>16s}" for cell in cells), flush=True)
 
 

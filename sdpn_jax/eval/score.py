@@ -29,7 +29,7 @@ CAPTIONS = {
     "det.png": "Detection error tradeoff; dots mark the equal error rates.",
     "histogram.png": "Cosine scores of target and nontarget trials, and the threshold at the equal error rate.",
     "duration.png": "Equal error rate against the duration of a trial's shorter utterance, with 95 % intervals.",
-    "map.png": "The embeddings in two dimensions (principal components of those of unit length), by speaker.",
+    "map.png": "The embeddings of unit length in two dimensions, by speaker.",
 }
 
 
@@ -43,10 +43,12 @@ def score(
     models_path: str | Path | None = None,
     calibration_path: str | Path | None = None,
     with_page: bool = False,
+    projection: str = "pca",
 ) -> dict:
     """Scores the trials in every way and writes into the folder `output`, which is made where needed.
 
     `top`: of the cohort's nearest for as_norm (at most half of the cohort). `draws`: of the bootstrap over speakers.
+    `projection`: of the page's map, as in `plots.plot_map`.
     Returns what results.json holds: embeddings, trials_file, cohort, dimension, trials, wrote (the files' names) and,
     where the list has labels, the row of cosine and `ways`, the rows of `report.assess`. Raises UserError for inputs
     that cannot be read or do not fit together, and for an output folder that cannot be made.
@@ -82,7 +84,7 @@ def score(
             pictures = [
                 "det.png",
                 "histogram.png",
-                *draw_more(output, ways["cosine"], embeddings, ids, trials, seconds),
+                *draw_more(output, ways["cosine"], embeddings, ids, trials, seconds, projection),
             ]
             figures = {output / name: CAPTIONS[name] for name in pictures}
             report.write_page(
@@ -132,12 +134,14 @@ def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 
     return ways
 
 
-def draw_more(output: Path, scores, embeddings, ids, trials: Trials, seconds: np.ndarray | None) -> list[str]:
+def draw_more(
+    output: Path, scores, embeddings, ids, trials: Trials, seconds: np.ndarray | None, projection: str
+) -> list[str]:
     """duration.png, where durations are known, and map.png; returns their names."""
     enrol, test = trial_rows(ids, trials)
     speakers = intervals.speakers_of(trials.enrol, trials.test, trials.labels)
     used, first = np.unique([enrol, test], return_index=True)
-    plots.plot_map(embeddings[used], np.concatenate(speakers)[first], output / "map.png")
+    plots.plot_map(embeddings[used], np.concatenate(speakers)[first], output / "map.png", projection)
     if seconds is None or max(enrol.max(), test.max()) >= len(seconds):  # models have no duration
         return ["map.png"]
     shorter = np.minimum(seconds[enrol], seconds[test])
@@ -188,7 +192,7 @@ def summary(results: dict, output: str | Path) -> str:
 def main(_) -> None:
     results = score(
         FLAGS.embeddings, FLAGS.trials, FLAGS.output, FLAGS.cohort, FLAGS.top, FLAGS.draws, FLAGS.models,
-        FLAGS.calibration, FLAGS.report,
+        FLAGS.calibration, FLAGS.report, FLAGS.map,
     )  # fmt: skip
     print(summary(results, FLAGS.output))
 
@@ -211,5 +215,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("calibration", None, "The results.json of another scored list, for log-likelihood ratios.")
     flags.DEFINE_integer("draws", 1000, "Of the bootstrap over speakers, for intervals and p-values.", 10)
     flags.DEFINE_bool("report", False, "Also write report.html, one page with all figures.")
+    flags.DEFINE_enum("map", "pca", ["pca", "tsne"], "Of the report: how the map's two dimensions are found.")
     flags.mark_flags_as_required(["embeddings", "trials", "output"])
     errors.run(main)
