@@ -5,10 +5,12 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # configs import each other from the repository's root
 FORMS = {"s": "{:,.3f} s", "ratio": "{:.2f}x", "MiB": "{:,.0f} MiB"}
 
 
