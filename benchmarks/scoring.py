@@ -18,22 +18,22 @@ from sklearn.metrics import roc_curve
 from sdpn_jax.eval import intervals, normalisation, score, scoring
 from sdpn_jax.eval.trials import Trials, trial_rows
 
-UTTERANCES, SPEAKERS, TRIALS, COHORT, DIMENSION, TOP = 145_000, 1_251, 580_000, 20_000, 512, 300
+SPEAKERS, DIMENSION, TOP = 1_251, 512, 300
 
 
-def make_embeddings(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [UTTERANCES, DIMENSION] around SPEAKERS centres, and the speaker of each."""
-    speaker = np.sort(rng.integers(SPEAKERS, size=UTTERANCES))
+def make_embeddings(utterances: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [utterances, DIMENSION] around SPEAKERS centres, and the speaker of each."""
+    speaker = np.sort(rng.integers(SPEAKERS, size=utterances))
     centres = rng.standard_normal((SPEAKERS, DIMENSION), np.float32)
-    return centres[speaker] + 2 * rng.standard_normal((UTTERANCES, DIMENSION), np.float32), speaker
+    return centres[speaker] + 2 * rng.standard_normal((utterances, DIMENSION), np.float32), speaker
 
 
-def make_trials(ids: list[str], speaker: np.ndarray, rng: np.random.Generator) -> Trials:
+def make_trials(ids: list[str], speaker: np.ndarray, count: int, rng: np.random.Generator) -> Trials:
     """As many target as nontarget trials, drawn at random."""
-    enrol = rng.integers(UTTERANCES, size=TRIALS)
+    enrol = rng.integers(len(ids), size=count)
     first, last = np.searchsorted(speaker, speaker[enrol]), np.searchsorted(speaker, speaker[enrol], "right")
     same = first + rng.integers(last - first)
-    test = np.where(rng.random(TRIALS) < 0.5, same, rng.integers(UTTERANCES, size=TRIALS))
+    test = np.where(rng.random(count) < 0.5, same, rng.integers(len(ids), size=count))
     labels = (speaker[enrol] == speaker[test]).astype(np.int8)
     return Trials(labels, [ids[i] for i in enrol], [ids[i] for i in test])
 
@@ -64,13 +64,14 @@ def plain_statistics(embeddings: np.ndarray, cohort: np.ndarray) -> np.ndarray:
 
 def main(_) -> None:
     rng = np.random.default_rng(0)
-    embeddings, speaker = make_embeddings(rng)
-    cohort = rng.standard_normal((COHORT, DIMENSION), np.float32)
+    utterances, count, size = (max(1_000, round(FLAGS.scale * n)) for n in (145_000, 580_000, 20_000))
+    embeddings, speaker = make_embeddings(utterances, rng)
+    cohort = rng.standard_normal((size, DIMENSION), np.float32)
     ids = [f"id{10_000 + s}/video{i % 20:02d}/{i:06d}.wav" for i, s in enumerate(speaker)]
-    trials = make_trials(ids, speaker, rng)
+    trials = make_trials(ids, speaker, count, rng)
     enrol, test = trial_rows(ids, trials)
     scores = scoring.score_trials(embeddings, ids, trials)
-    few = 2_000
+    few = 1_000
     np.testing.assert_allclose(plain_cosine(embeddings, enrol[:few], test[:few]), scores[:few], atol=1e-5)
 
     def compare(name, ours: Callable, plain: Callable | None = None, share: float = 1.0, repeats: int = 3) -> dict:
@@ -83,14 +84,14 @@ def main(_) -> None:
 
     results = {
         "cosine and metrics": compare(
-            f"{TRIALS:,} trials: ids, cosines, EER, minDCF; plain: a loop, scikit-learn's ROC",
+            f"{count:,} trials: ids, cosines, EER, minDCF; plain: a loop, scikit-learn's ROC",
             lambda: scoring.evaluate(embeddings, ids, trials),
             lambda: (plain_cosine(embeddings, enrol, test), plain_eer(scores, trials.labels)),
         )
     }
-    share = 500 / UTTERANCES
+    share = 500 / utterances
     results["AS-norm"] = compare(
-        f"AS-norm, {UTTERANCES:,} utterances, top {TOP} of {COHORT:,}; plain: a loop over 500 of them, sorting",
+        f"AS-norm, {utterances:,} utterances, top {TOP} of {size:,}; plain: a loop over 500 of them, sorting",
         lambda: normalisation.cohort_statistics(embeddings, cohort, TOP),
         lambda: plain_statistics(embeddings[:500], cohort),
         share,
@@ -105,7 +106,7 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         np.savez(folder / "e.npz", embeddings=embeddings, ids=np.array(ids))
-        np.savez(folder / "c.npz", embeddings=cohort, ids=np.arange(COHORT).astype(str))
+        np.savez(folder / "c.npz", embeddings=cohort, ids=np.arange(size).astype(str))
         lines = [f"{a} {b} {c}\n" for a, b, c in zip(trials.labels, trials.enrol, trials.test, strict=True)]
         (folder / "trials.txt").write_text("".join(lines))
         results["the whole command, four ways, intervals, plots"] = compare(
@@ -119,5 +120,6 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
+    flags.DEFINE_float("scale", 1.0, "Share of VoxCeleb1-E's size.")
     flags.DEFINE_string("output", "scoring_benchmark.json", "Where the figures go.")
     app.run(main)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdpn_jax.models.network import Network
 
 STEP = 128  # frames (1.28 s): short lengths are padded to multiples of it
-BATCH_FRAMES = {"cpu": 16384}  # frames of a padded batch on one device
+BATCH_FRAMES = {"cpu": 4096}  # frames of a padded batch on one device: on CPUs its activations should fit the caches
 ACCELERATOR_BATCH_FRAMES = 65536
 # XLA's library for reductions on CPUs (jaxlib 0.10) keeps each sum over time as an array of its own: without it the
 # network takes a third of the time and of the memory.
@@ -36,10 +36,7 @@ class Embedder:
         variables = jax.device_put(variables, self._everywhere)
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
         for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
-            # Rows in powers of two up to the fixed number of a full batch: few shapes are compiled.
-            size = min(
-                self.rows_at_once(padded_frames), self._devices << (-(-len(rows) // self._devices) - 1).bit_length()
-            )
+            size = min(self.rows_at_once(padded_frames), few_sizes(-(-len(rows) // self._devices)) * self._devices)
             batch = np.zeros((size, padded_frames, log_mels[0].shape[1]), np.float32)
             lengths = np.full(len(batch), padded_frames, np.int32)
             for place, row in enumerate(rows):
@@ -69,6 +66,12 @@ def padded_length(frames: int) -> int:
     """
     step = max(STEP, 1 << max(0, (frames - 1).bit_length() - 3))
     return -(-frames // step) * step
+
+
+def few_sizes(rows: int) -> int:
+    """What an incomplete batch of so many rows is filled up to: 1, 2, 3, 4, 6, 8, 12, ..., so few shapes are compiled."""
+    power = 1 << (rows - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
 
 
 def batches_of_similar_length(

@@ -40,6 +40,12 @@ def test_few_lengths_are_compiled():
     assert max(lengths) >= 3 * 360_000 - 7
 
 
+def test_incomplete_batches_are_filled_up_by_a_third_at_most():
+    sizes = [embedder.few_sizes(rows) for rows in range(1, 1025)]
+    assert all(rows <= size <= 4 / 3 * rows + 1 for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 20
+
+
 def test_an_embedding_does_not_depend_on_its_company():
     variables = initial_variables(SMALL, 0)
     rng = np.random.default_rng(0)

@@ -1,0 +1,157 @@
+"""Every command and example of README.md and docs/, run as printed in a folder that has what their names stand for.
+
+What makes a run small is added behind a command (later flags win); nothing else is changed.
+"""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch_files
+
+from sdpn_jax import model_directory, released
+from sdpn_jax.models.network import Network, initial_variables
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (
+    "README.md docs/data.md docs/training.md docs/evaluation.md docs/embeddings.md docs/scaling.md docs/ablation.md"
+)
+SIZES = dict(
+    channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
+)
+SHORT = (
+    "--config.num_steps=2 --config.warmup_steps=1 --config.batch_size=4 --config.workers=0 --config.log_every=1 "
+    "--config.checkpoint_every=2 --config.held_out=2 --config.num_prototypes=16 --config.model.dtype=float32 "
+    "--config.views.global_frames=60 --config.views.local_frames=40 --config.views.local_count=2 "
+) + " ".join(f"--config.model.{name}={value}".replace(" ", "") for name, value in SIZES.items())
+MORE = {
+    "sdpn_jax.main": SHORT,
+    "sdpn_jax.data.prepare": "--workers=1 --augmentations=1",
+    "sdpn_jax.eval.cluster": "--clusters=4",
+    "sdpn_jax.launch_check": SHORT.replace("batch_size=4", "batch_size=32"),
+    "benchmarks/data.py": "--files=2 --repeats=1",
+    "benchmarks/scoring.py": "--scale=0.001",
+    "benchmarks/ablation.py": "--steps=2 --width=16 --seeds=1 --variants=0",
+}
+DEMO = (
+    "--config.demo.train_speakers=3 --config.demo.train_utterances=3 --config.demo.test_speakers=2 "
+    "--config.demo.test_utterances=2"
+)
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands `python ...` of a document: lines of its blocks and whatever stands between backticks."""
+    text = re.sub(r" *\\\n *", " ", text)
+    lines = [part.strip() for line in text.splitlines() for part in line.split("&&")]
+    inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [" ".join(part.split()) for part in [*lines, *inline]]
+    return [part for part in found if re.match(r"(taskset -c 0 )?python (-m sdpn_jax|benchmarks)", part)]
+
+
+def examples_of(text: str) -> list[str]:
+    """The blocks of Python of a document."""
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", text, flags=re.MULTILINE)
+    blocks = [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip() for block in blocks]
+    blocks += re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return [block for block in blocks if "import " in block]
+
+
+def text_of(document: str) -> str:
+    return (ROOT / ("README.md" if document == "README" else f"docs/{document}.md")).read_text()
+
+
+def link(folder: Path, target: str, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(folder / target)
+
+
+def speak(rng: np.random.Generator, pitch: float) -> np.ndarray:
+    time_s = np.arange(rng.integers(14000, 22000)) / 16000
+    buzz = sum(np.sin(2 * np.pi * pitch * k * time_s) / k for k in range(1, 20))
+    return 0.05 * (buzz + rng.normal(size=len(time_s)))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which every name that the documents use stands for something of its kind."""
+    folder = tmp_path_factory.mktemp("documentation")
+    rng = np.random.default_rng(0)
+    for speaker in range(6):
+        for i in range(6):
+            path = folder / "audio" / f"s{speaker}" / f"{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, speak(rng, 100 + 40 * speaker), 16000)
+    for name in "a.wav b.wav b.flac x.wav ann1.wav ann2.wav".split():
+        soundfile.write(folder / name, speak(rng, 120), 16000)
+    for i in range(3):
+        (folder / "noise").mkdir(exist_ok=True)
+        soundfile.write(folder / "noise" / f"{i}.wav", 0.1 * rng.normal(size=20000), 16000)
+        (folder / "rooms").mkdir(exist_ok=True)
+        soundfile.write(folder / "rooms" / f"{i}.wav", 0.9 ** np.arange(800), 16000)
+    ids = [f"s{speaker}/{i}.wav" for speaker in range(6) for i in range(6)]
+    pairs = [(a, b) for n, a in enumerate(ids) for b in ids[n + 1 :]]
+    (folder / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
+
+    audio = "RECORDINGS OTHER_RECORDINGS AUDIO/train voxceleb1/wav voxceleb2/dev/aac LibriSpeech/train-clean-100"
+    link(folder, "audio", *audio.split())
+    link(folder, "noise", "MUSAN", "musan", "NOISE")
+    link(folder, "rooms", "RIRS_NOISES", "RIRS")
+    link(folder, "trials.txt", "TRIALS.txt", "veri_test2.txt", "AUDIO/trials.txt", "AUDIO/trials_degraded.txt")
+    link(folder, "runs/mine", "runs/vox2")
+    link(folder, "scores", "a")
+    link(folder, "vox1_o", "b")
+
+    network, variables = Network(**SIZES), initial_variables(Network(**SIZES), 0)
+    config = {**SIZES, "channels": list(SIZES["channels"]), "dtype": "float32", "remat": False}
+    model_directory.write_model(folder / "MODEL", config, variables, {}, 0.5, "unknown")
+    state = {f"module.{name}": array for name, array in released.to_released(variables, 1).items()}
+    prototypes = rng.random((16, network.projection_size), np.float32)
+    torch_files.write(folder / "checkpoint.pth", {"student": state, "teacher": state, "prototypes": prototypes})
+    for name in ("configs", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run_command(command: str, folder: Path) -> None:
+    words = [word.replace("STEP", "2") if word == "--step=STEP" else word for word in shlex.split(command)]
+    program = words[words.index("python") + 1 :][1 if "-m" in words else 0]
+    words[words.index("python")] = sys.executable
+    words += MORE.get(program, "").split() + (DEMO.split() if "configs/demo.py" in command else [])
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    verdict = program in ("sdpn_jax.verify", "sdpn_jax.identify")  # 1: other speakers, or nobody
+    assert result.returncode in ((0, 1) if verdict else (0,)), f"{command}\n{result.stderr[-3000:]}"
+    assert result.stdout.strip(), f"{command} says nothing"
+
+
+def test_commands_are_found():
+    blocks = "    python -m sdpn_jax.c \\\n        --z\n\n```\ncd && python benchmarks/d.py\n```\n"
+    found = commands_of("`python -m sdpn_jax.a --x\n--y` b\n\n" + blocks)
+    assert found == ["python -m sdpn_jax.c --z", "python benchmarks/d.py", "python -m sdpn_jax.a --x --y"]
+    text = "text\n\n    import a\n\n    a.b\n\ntext\n```python\nimport c\n```\n"
+    assert examples_of(text) == ["import a\n\na.b", "import c\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_and_example_of_the_documents(workplace):
+    ran = 0
+    texts = {name: text_of(name) for name in DOCUMENTS}
+    for text in texts.values():
+        for command in commands_of(text):
+            if "launch_check" in command and importlib.util.find_spec("libtpu") is None:
+                continue  # compiling for TPUs is an optional extra
+            run_command(command, workplace)
+            ran += 1
+    for text in texts.values():
+        for example in examples_of(text):
+            done = subprocess.run([sys.executable, "-c", example], cwd=workplace, capture_output=True, text=True)
+            assert done.returncode == 0, f"{example}\n{done.stderr[-3000:]}"
+            ran += 1
+    assert ran > 20
