@@ -69,7 +69,7 @@ def padded_length(frames: int) -> int:
 
 
 def few_sizes(rows: int) -> int:
-    """What an incomplete batch of so many rows is filled up to: 1, 2, 3, 4, 6, 8, 12, ..., so few shapes are compiled."""
+    """What an incomplete batch of so many rows is filled up to, for few shapes to compile: 1, 2, 3, 4, 6, 8, 12, ..."""
     power = 1 << (rows - 1).bit_length()
     return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
 
