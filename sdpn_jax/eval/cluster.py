@@ -146,7 +146,7 @@ def cluster_file(
         lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
         (output / "pseudo_labels.txt").write_text(lines, encoding="utf-8")
         (output / "clusters.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plots.plot_map(embeddings, labels, output / "map.png", projection, seed)
+        plots.plot_map(embeddings, labels, output / "map.png", projection, seed, "cluster")
         plots.plot_sizes(sizes, output / "sizes.png")
     except OSError as error:
         raise UserError(f"cannot write into --output={output} ({error.strerror})") from None

@@ -161,12 +161,13 @@ def plot_eer_by_duration(
 
 
 def plot_map(
-    embeddings: np.ndarray, groups: ArrayLike, path: str | Path, projection: str = "pca", seed: int = 0
+    embeddings: np.ndarray, groups: ArrayLike, path: str | Path, projection: str = "pca", seed: int = 0, title: str = ""
 ) -> None:
     """Draws embeddings [N, D], scaled to length 1, in two dimensions, coloured by group [N], into one file.
 
     projection: "pca", the two principal components, or "tsne" (van der Maaten and Hinton, 2008) with cosine distances,
-    in which distances between groups mean nothing. Beyond MAPPED_POINTS a random sample of them is drawn.
+    in which distances between groups mean nothing. Beyond MAPPED_POINTS a random sample of them is drawn. `title`: what
+    the groups are.
     """
     groups = np.asarray(groups)
     chosen = np.arange(len(groups))
@@ -186,7 +187,8 @@ def plot_map(
             axis.set_label_text(label)
             axis.set_ticks([])
         if len(names) <= 10:
-            figure.legend(loc="outside upper center", ncols=5, handletextpad=0.1, columnspacing=0.8, markerscale=1.5)
+            spacing = {"handletextpad": 0.1, "columnspacing": 0.8, "markerscale": 1.5}
+            figure.legend(loc="outside upper center", ncols=5, title=title, title_fontsize=7, **spacing)
         figure.savefig(path)
 
 

@@ -15,6 +15,7 @@ duration of the utterances and a map of the embeddings.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
 from sdpn_jax.eval.trials import Trials, add_models, read_models, read_trials, trial_rows
 
+TITLES = {"centred": "mean subtracted", "s_norm": "S-norm", "as_norm": "AS-norm"}  # in tables and plots
 CAPTIONS = {
     "det.png": "Detection error tradeoff; dots mark the equal error rates.",
     "histogram.png": "Cosine scores of target and nontarget trials, and the threshold at the equal error rate.",
@@ -75,9 +77,10 @@ def score(
         if trials.labels is not None:
             rows = report.assess(ways, trials, draws, llrs)
             results |= rows["cosine"] | {"ways": rows}
-            lines = report.table_of(rows)
+            lines = report.table_of(titled(rows))
             (output / "report.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
-            plots.plot_det({way: (scores, trials.labels) for way, scores in ways.items()}, output / "det.png")
+            curves = {way: (scores, trials.labels) for way, scores in ways.items()}
+            plots.plot_det(titled(curves), output / "det.png")
             plots.plot_score_histogram(ways["cosine"], trials.labels, output / "histogram.png")
             results["wrote"] += ["report.md", "det.png", "histogram.png"]
         if trials.labels is not None and with_page:
@@ -94,6 +97,11 @@ def score(
         results["wrote"].append("results.json")
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def titled(ways: dict) -> dict:
+    """The same with the names that a paper uses."""
+    return {TITLES.get(way, way): value for way, value in ways.items()}
 
 
 def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -141,12 +149,23 @@ def draw_more(
     enrol, test = trial_rows(ids, trials)
     speakers = intervals.speakers_of(trials.enrol, trials.test, trials.labels)
     used, first = np.unique([enrol, test], return_index=True)
-    plots.plot_map(embeddings[used], np.concatenate(speakers)[first], output / "map.png", projection)
+    names = speaker_names([ids[row] for row in used], np.concatenate(speakers)[first])
+    plots.plot_map(embeddings[used], names, output / "map.png", projection, title="speaker")
     if seconds is None or max(enrol.max(), test.max()) >= len(seconds):  # models have no duration
         return ["map.png"]
     shorter = np.minimum(seconds[enrol], seconds[test])
     plots.plot_eer_by_duration(shorter, scores, trials.labels, speakers, output / "duration.png")
     return ["duration.png", "map.png"]
+
+
+def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
+    """For each utterance the folder that those of its speaker [N] have in common, or where there is none a number."""
+    names = {}
+    for speaker in np.unique(speakers):
+        prefix = os.path.commonprefix([ids[row] for row in np.flatnonzero(speakers == speaker)])
+        names[speaker] = prefix.rpartition("/")[0].rpartition("/")[2]
+    told_apart = "" not in names.values() and len(set(names.values())) == len(names)
+    return [names[speaker] if told_apart else str(speaker + 1) for speaker in speakers]
 
 
 def write_scores(output: Path, trials: Trials, ways: dict[str, np.ndarray], stem: str) -> list[str]:
@@ -185,7 +204,7 @@ def notes(results: dict) -> list[str]:
 
 def summary(results: dict, output: str | Path) -> str:
     """The results as a short text, and where each file is."""
-    table = [report.markdown(report.table_of(results["ways"])), ""] if "ways" in results else []
+    table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
     return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])
 
 

@@ -34,6 +34,12 @@ def command(*args):
     )
 
 
+def test_speakers_of_a_map_have_the_names_of_their_folders():
+    ids = ["x/id1/v/1.wav", "x/id1/w/1.wav", "x/id2/v/1.wav"]
+    assert module.speaker_names(ids, np.array([0, 0, 1])) == ["id1", "id1", "v"]
+    assert module.speaker_names(["a.wav", "b.wav", "c.wav"], np.array([1, 0, 1])) == ["2", "1", "2"]
+
+
 def test_files_agree_with_each_other_and_scikit_learn(inputs):
     results = score(inputs / "e.npz", inputs / "list.txt", inputs / "deep" / "out")
     output = inputs / "deep" / "out"
