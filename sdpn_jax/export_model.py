@@ -30,20 +30,27 @@ def read_results(path: str | Path) -> dict:
 
 def facts(config: dict, which: str, step: int, results: dict | None) -> dict[str, str]:
     """What people want to know of a model."""
-    about = {"weights": f"{which} after {step:,} steps of batches of {config['batch_size']}"}
-    try:
-        data = records.read_metadata(config["data_dir"])
-        about["trained on"] = (
-            f"{data['source']}: {data['utterances']:,} utterances, {data['hours']:.1f} hours, no labels"
-        )
-    except UserError:
-        about["trained on"] = f"shards in {config['data_dir']}, which are gone"
+    about = {"weights": f"{which}, step {step:,}"}
+    if "converted_from" in config:
+        about["converted from"] = f"{config['converted_from']}, a checkpoint of the released PyTorch code"
+    else:
+        about["weights"] += f" of batches of {config['batch_size']}"
+        about["trained on"] = source_of(config["data_dir"])
     if results:
         about["equal error rate"] = (
             f"{results['eer_percent']:.2f} % on {results['trials']:,} trials of {Path(results['trials_file']).name}"
         )
         about["threshold there"] = f"cosine {results['threshold_at_eer']:.4f}"
     return about
+
+
+def source_of(data_dir: str) -> str:
+    """What the shards were made of."""
+    try:
+        data = records.read_metadata(data_dir)
+    except UserError:
+        return f"shards in {data_dir}, which are gone"
+    return f"{data['source']}: {data['utterances']:,} utterances, {data['hours']:.1f} hours, no labels"
 
 
 def export_model(
