@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.json:
         print(json.dumps({"name": FLAGS.name, "recordings": count, "speakers": speakers.names, "gallery": str(path)}))
     else:
-        print(f"{FLAGS.name}: {count} recordings; {len(speakers.names)} speakers in {path}")
+        print(f"wrote {path}: {len(speakers.names)} speakers in all, {count} recordings of {FLAGS.name}")
 
 
 if __name__ == "__main__":

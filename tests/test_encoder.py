@@ -220,7 +220,7 @@ def test_enrol_and_identify_commands(model, recordings, tmp_path):
     where = f"--gallery={tmp_path}/g.npz", f"--model={model}"
     assert command("enrol", recordings / "a.wav", "--name=Ann", *where).returncode == 0
     second = command("enrol", recordings / "b.wav", "--name=Bob", *where)
-    assert "2 speakers in" in second.stdout, second.stderr
+    assert "2 speakers in all, 1 recordings of Bob" in second.stdout, second.stderr
     found = command("identify", recordings / "a.wav", "--threshold=0.999", "--json", *where)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)[0]["speaker"] == "Ann"

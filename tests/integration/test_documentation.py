@@ -39,7 +39,7 @@ MORE = {
     "benchmarks/scoring.py": "--scale=0.001",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
-    "benchmarks/ablation.py": "--steps=2 --width=16 --seeds=1 --variants=0",
+    "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0",
 }
 EXTRAS = {"launch_check": "libtpu", "--torch": "torch"}  # what some commands need beside the package
 DEMO = (
