@@ -75,8 +75,8 @@ def link(folder: Path, target: str, *names: str) -> None:
         (folder / name).symlink_to(folder / target)
 
 
-def speak(rng: np.random.Generator, pitch: float) -> np.ndarray:
-    time_s = np.arange(rng.integers(14000, 22000)) / 16000
+def speak(rng: np.random.Generator, pitch: float, seconds: float = 1.0) -> np.ndarray:
+    time_s = np.arange(seconds * rng.integers(14000, 22000)) / 16000
     buzz = sum(np.sin(2 * np.pi * pitch * k * time_s) / k for k in range(1, 20))
     return 0.05 * (buzz + rng.normal(size=len(time_s)))
 
@@ -90,7 +90,7 @@ def workplace(tmp_path_factory):
         for i in range(6):
             path = folder / "audio" / f"s{speaker}" / f"{i}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, speak(rng, 100 + 40 * speaker), 16000)
+            soundfile.write(path, speak(rng, 100 + 40 * speaker, 1.0 if speaker < 9 else 5.0), 16000)
     for name in "a.wav b.wav b.flac x.wav ann1.wav ann2.wav".split():
         soundfile.write(folder / name, speak(rng, 120), 16000)
     for i in range(3):
