@@ -125,7 +125,9 @@ class AttentiveStatisticsPooling(nn.Module):
         logits = Conv(channels, dtype=self.dtype, name="conv")(nn.tanh(hidden)).astype(xw.dtype)
         if lengths is not None:
             logits = jnp.where(frames.mask(logits, lengths) > 0, logits, -jnp.inf)
-        return jnp.concatenate(self._statistics(xw, lengths, jax.nn.softmax(logits, axis=1)), axis=-1)[:, 0]
+        # The softmax's sum divides the sums over time, not the weights of every frame: fewer passes over them.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
+        return jnp.concatenate(self._statistics(xw, lengths, weights), axis=-1)[:, 0]
 
     def _statistics(self, x, lengths, weights=None):
         centre, variance = frames.mean_and_variance(x, lengths, weights)

@@ -3,6 +3,7 @@
 Everywhere `lengths` is [B] (frames) or None, which means that every sequence fills the array.
 """
 
+import jax
 import jax.numpy as jnp
 
 
@@ -12,9 +13,9 @@ def mask(x, lengths):
 
 
 def mean(x, lengths=None, weights=None):
-    """Mean over time, [B, T, C] -> [B, 1, C]; `weights` [B, T, C] sum to 1 over time and are 0 in the padding."""
+    """Mean over time, [B, T, C] -> [B, 1, C]; `weights` [B, T, C], of any sum, are 0 in the padding."""
     if weights is not None:
-        return (weights * x).sum(1, keepdims=True)
+        return (weights * x).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
     if lengths is None:
         return x.mean(1, keepdims=True)
     return (x * mask(x, lengths)).sum(1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
@@ -23,7 +24,8 @@ def mean(x, lengths=None, weights=None):
 def mean_and_variance(x, lengths=None, weights=None):
     """Mean and biased variance over time, both [B, 1, C]."""
     centre = mean(x, lengths, weights)
-    return centre, mean(jnp.square(x - centre), lengths, weights)
+    # About the mean the variance is stationary: no gradient flows through it there, and none need be computed.
+    return centre, mean(jnp.square(x - jax.lax.stop_gradient(centre)), lengths, weights)
 
 
 def reflect_pad(x, pad: int, lengths=None):
