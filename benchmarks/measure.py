@@ -21,11 +21,17 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(works: Mapping[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn `repeats` times: what slows the machine for a while slows them all."""
+def interleaved(works: Mapping[str, Callable], repeats: int, settled: bool = False) -> dict[str, float]:
+    """Median seconds of each, run in turn `repeats` times: what slows the machine for a while slows them all.
+
+    `settled`: each runs once untimed before it is timed, since threads of one library that wait for work still take
+    the cores from the next.
+    """
     times = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            if settled:
+                work()
             times[name].append(timed(work))
     return {name: statistics.median(values) for name, values in times.items()}
 

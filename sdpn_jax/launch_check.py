@@ -99,6 +99,35 @@ def collectives(hlo: str) -> dict[str, Counter]:
     return {kind: sizes for kind, sizes in found.items() if sizes}
 
 
+def main_memory_bytes(hlo: str) -> int:
+    """Bytes that a compiled program moves from or to the chip's main memory, the rest staying in its on-chip memory.
+
+    Counted are operands and results of the operations of the program's entry, each once, but those in memory space 1
+    (a TPU's vector memory), and what is copied between the two. What happens inside a loop counts once.
+    """
+    places, total = {}, 0
+    for line in hlo[hlo.index("\nENTRY") :].splitlines():
+        found = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)", line)
+        if not found:
+            continue
+        name, result, kind, rest = found.groups()
+        places[name] = sum(_bytes_of(*x[:2]) for x in _arrays(result) if x[2] != "S(1)")
+        if kind in ("parameter", "get-tuple-element", "tuple", "bitcast", "constant") or kind.endswith("-start"):
+            continue
+        if kind.endswith("-done"):  # of a copy: one end of it is in main memory
+            total += sum(_bytes_of(*x[:2]) for x in _arrays(result))
+        else:
+            operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
+            total += places[name] + sum(places.get(operand, 0) for operand in operands)
+    return total
+
+
+def _arrays(types: str) -> list[tuple[str, str, str]]:
+    """(item, shape, memory space or "") of each array of an operation's type."""
+    found = re.findall(r"(\w+)\[([\d,]*)\](?:\{[^}]*?(S\(\d\))?\})?", types)
+    return [array for array in found if array[0] in ITEM_BYTES]
+
+
 def _bytes_of(item: str, shape: str) -> int:
     size = ITEM_BYTES[item]
     for length in filter(None, shape.split(",")):
@@ -115,12 +144,14 @@ def sent_bytes(found: dict[str, Counter], num_devices: int) -> float:
 
 def report(compiled, program: train.Program, chip: Chip, num_devices: int) -> str:
     """A Markdown table of memory, work, communication and the times that follow from the chip's peak rates."""
-    memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(compiled.as_text())
+    hlo = compiled.as_text()
+    memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(hlo)
     state = memory.argument_size_in_bytes
     during = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     fits = "fits" if (state + during) / 1e9 < chip.memory_gb else "DOES NOT FIT"
     compute = cost["flops"] / (chip.teraflops * 1e12)
-    traffic = cost["bytes accessed"] / (chip.memory_gb_s * 1e9)
+    moved = main_memory_bytes(hlo)
+    traffic = moved / (chip.memory_gb_s * 1e9)
     sent = sent_bytes(found, num_devices)
     network = sent / (chip.link_gb_s * 1e9)
     step = max(compute, traffic) + network
@@ -129,7 +160,8 @@ def report(compiled, program: train.Program, chip: Chip, num_devices: int) -> st
         "more during a step": f"{during / 1e9:.2f} GB",
         "together": f"{(state + during) / 1e9:.2f} of {chip.memory_gb} GB: {fits}",
         "work of a device": f"{cost['flops'] / 1e12:.2f} TFLOP, {1e3 * compute:.1f} ms at peak",
-        "memory traffic of a device": f"{cost['bytes accessed'] / 1e9:.1f} GB, {1e3 * traffic:.1f} ms at peak",
+        "main memory's traffic of a device": f"{moved / 1e9:.1f} GB, {1e3 * traffic:.1f} ms at peak",
+        "on-chip memory's as well, all": f"{cost['bytes accessed'] / 1e9:.1f} GB",
         "sent by a device": f"{sent / 1e6:.1f} MB, {1e3 * network:.2f} ms at peak",
         "step, at least": f"{1e3 * step:.1f} ms, bound by {'arithmetic' if compute > traffic else 'memory'}",
         "run, at least": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",

@@ -30,6 +30,24 @@ def test_what_a_ring_sends():
     assert sent == 24 + 6 + 6
 
 
+def test_main_memory_is_told_from_vector_memory():
+    """Read 40 and written 24 bytes by a fusion whose other operand is in vector memory, 40 copied there, 8 fetched."""
+    program = """
+%inner { %x = f32[1000] add(%y, %z) }
+
+ENTRY %main {
+  %a = f32[10]{0:T(128)} parameter(0)
+  %start = (f32[10]{0:T(128)S(1)}, f32[10]{0:T(128)}, u32[]) copy-start(%a)
+  %b = f32[10]{0:T(128)S(1)} copy-done(%start)
+  %c = (bf16[4,3]{1,0:T(8,128)(2,1)}, f32[10]{0:T(128)S(1)}) fusion(%a, %b), kind=kLoop, calls=%inner
+  %d = f32[10]{0:T(128)S(1)} get-tuple-element(%c), index=1
+  %e = f32[2]{0:T(128)S(1)} slice-done(%d)
+  ROOT %f = f32[10]{0:T(128)S(1)} negate(%d)
+}
+"""
+    assert launch_check.main_memory_bytes(program) == 40 + 24 + 40 + 8
+
+
 def test_an_unknown_chip_is_refused():
     with pytest.raises(UserError, match="v5e:4x8; known chips: v4, v5e, v5p, v6e"):
         launch_check.devices_of("v99:2x2")
