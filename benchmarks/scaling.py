@@ -17,7 +17,7 @@ import measure
 from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from sdpn_jax.eval.plots import BLUE, COLUMN, RED, STYLE
 
@@ -34,7 +34,7 @@ def point(batch_size: int, devices: int, output: Path) -> dict:
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     ours = json.loads(result.read_text())[f"float32, batch {batch_size}"]["ours"]
     row = {"batch": batch_size, "devices": devices, "s": ours["s"], "utt/s": ours["utt/s"], "GiB": ours["GiB"]}
-    measure.show("", {f"batch {batch_size}, {devices} devices": row})
+    print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     return row
 
 
@@ -52,11 +52,10 @@ def draw(by_batch: list[dict], by_devices: list[dict], path: Path) -> None:
             axes.set(xscale="log", xlabel=label, ylim=(0, 1.15 * max(row["utt/s"] for row in rows)))
             axes.set_ylabel("Utterances a second", color=BLUE)
             axes.set_xticks(x, [str(value) for value in x])
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
             memory = axes.twinx()
             memory.plot(x, [row["GiB"] * row["devices"] for row in rows], "s--", color=RED, markersize=3)
-            memory.set_yscale("log")
-            memory.yaxis.set_major_formatter(ScalarFormatter())
+            memory.set_ylim(0, 1.15 * max(row["GiB"] * row["devices"] for row in rows))
             memory.set_ylabel("Memory of all devices (GiB)", color=RED)
             memory.grid(False)
         figure.savefig(path)

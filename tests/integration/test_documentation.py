@@ -29,21 +29,24 @@ SHORT = (
     "--config.checkpoint_every=2 --config.held_out=2 --config.num_prototypes=16 --config.model.dtype=float32 "
     "--config.views.global_frames=60 --config.views.local_frames=40 --config.views.local_count=2 "
     "--config.objective.koleo_group=2 "
-) + " ".join(f"--config.model.{name}={value}".replace(" ", "") for name, value in SIZES.items())
+) + " ".join(f"'--config.model.{name}={value}'" for name, value in SIZES.items())
 MORE = {
     "sdpn_jax.main": SHORT,
     "sdpn_jax.data.prepare": "--workers=1 --augmentations=1",
     "sdpn_jax.eval.cluster": "--clusters=4",
-    "sdpn_jax.launch_check": SHORT.replace("batch_size=4", "batch_size=32"),
+    "sdpn_jax.launch_check": SHORT.replace("batch_size=4", "batch_size=64"),
     "benchmarks/data.py": "--files=2 --repeats=1",
     "benchmarks/scoring.py": "--scale=0.001",
+    "benchmarks/end_to_end.py": f"--steps=1 --repeats=1 {SHORT}",
+    "benchmarks/scaling.py": "--batches=2 --devices=2 --batch=2 --repeats=1 "
+    "'--step_flags=\"--config.model.channels=(16,16,16,16,24)\"'",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0",
 }
 EXTRAS = {"launch_check": "libtpu", "--torch": "torch"}  # what some commands need beside the package
 DEMO = (
-    "--config.demo.train_speakers=3 --config.demo.train_utterances=3 --config.demo.test_speakers=2 "
+    " --config.demo.train_speakers=3 --config.demo.train_utterances=3 --config.demo.test_speakers=2 "
     "--config.demo.test_utterances=2"
 )
 
@@ -54,7 +57,7 @@ def commands_of(text: str) -> list[str]:
     lines = [part.strip() for line in text.splitlines() for part in line.split("&&")]
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     found = [" ".join(part.split()) for part in [*lines, *inline]]
-    return [part for part in found if re.match(r"(taskset -c 0 )?python (-m sdpn_jax|benchmarks)", part)]
+    return [part for part in found if re.match(r"(taskset -c 0 |\w+=\S+ )?python (-m sdpn_jax|benchmarks)", part)]
 
 
 def examples_of(text: str) -> list[str]:
@@ -124,10 +127,10 @@ def workplace(tmp_path_factory):
 
 
 def run_command(command: str, folder: Path) -> None:
-    words = [word.replace("STEP", "2") if word == "--step=STEP" else word for word in shlex.split(command)]
+    words = ["env", *shlex.split(command.replace("--step=STEP", "--step=2"))]
     program = words[words.index("python") + 1 :][1 if "-m" in words else 0]
     words[words.index("python")] = sys.executable
-    words += MORE.get(program, "").split() + (DEMO.split() if "configs/demo.py" in command else [])
+    words += shlex.split(MORE.get(program, "") + (DEMO if "configs/demo.py" in command else ""))
     result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     verdict = program in ("sdpn_jax.verify", "sdpn_jax.identify")  # 1: other speakers, or nobody
     assert result.returncode in ((0, 1) if verdict else (0,)), f"{command}\n{result.stderr[-3000:]}"
