@@ -38,8 +38,8 @@ MORE = {
     "benchmarks/data.py": "--files=2 --repeats=1",
     "benchmarks/scoring.py": "--scale=0.001",
     "benchmarks/end_to_end.py": f"--steps=1 --repeats=1 {SHORT}",
-    "benchmarks/scaling.py": "--batches=2 --devices=2 --batch=2 --repeats=1 "
-    "'--step_flags=\"--config.model.channels=(16,16,16,16,24)\"'",
+    "benchmarks/scaling.py": "--batches=2 --devices=1 --batch=2 --repeats=1 --step_flags="
+    "--config.views.global_frames=60,--config.views.local_frames=40,--config.views.local_count=1",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0",
