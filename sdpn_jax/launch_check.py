@@ -92,7 +92,7 @@ def collectives(hlo: str) -> dict[str, Counter]:
         if channel in seen:
             continue
         seen.add(channel)
-        sizes = [_bytes_of(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result) if shape[0] in ITEM_BYTES]
+        sizes = [size for size, _ in _arrays(result)]
         # The start of an asynchronous gather or permutation yields its operand beside its result.
         twice = start and kind != "all-reduce"
         found[kind][max(sizes) if twice else sum(sizes)] += 1
@@ -111,21 +111,21 @@ def main_memory_bytes(hlo: str) -> int:
         if not found:
             continue
         name, result, kind, rest = found.groups()
-        places[name] = sum(_bytes_of(*x[:2]) for x in _arrays(result) if x[2] != "S(1)")
+        places[name] = sum(size for size, space in _arrays(result) if space != "S(1)")
         if kind in ("parameter", "get-tuple-element", "tuple", "bitcast", "constant") or kind.endswith("-start"):
             continue
         if kind.endswith("-done"):  # of a copy: one end of it is in main memory
-            total += sum(_bytes_of(*x[:2]) for x in _arrays(result))
+            total += sum(size for size, _ in _arrays(result))
         else:
             operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
             total += places[name] + sum(places.get(operand, 0) for operand in operands)
     return total
 
 
-def _arrays(types: str) -> list[tuple[str, str, str]]:
-    """(item, shape, memory space or "") of each array of an operation's type."""
+def _arrays(types: str) -> list[tuple[int, str]]:
+    """(bytes, memory space or "") of each array of an operation's type."""
     found = re.findall(r"(\w+)\[([\d,]*)\](?:\{[^}]*?(S\(\d\))?\})?", types)
-    return [array for array in found if array[0] in ITEM_BYTES]
+    return [(_bytes_of(item, shape), space) for item, shape, space in found if item in ITEM_BYTES]
 
 
 def _bytes_of(item: str, shape: str) -> int:

@@ -162,8 +162,8 @@ def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
     """For each utterance the folder that those of its speaker [N] have in common, or where there is none a number."""
     names = {}
     for speaker in np.unique(speakers):
-        prefix = os.path.commonprefix([ids[row] for row in np.flatnonzero(speakers == speaker)])
-        names[speaker] = prefix.rpartition("/")[0].rpartition("/")[2]
+        common = os.path.commonprefix([ids[row].split("/")[:-1] for row in np.flatnonzero(speakers == speaker)])
+        names[speaker] = common[-1] if common else ""
     told_apart = "" not in names.values() and len(set(names.values())) == len(names)
     return [names[speaker] if told_apart else str(speaker + 1) for speaker in speakers]
 
