@@ -17,8 +17,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from training_step import Ours
 
-from sdpn_jax import sharding
 from sdpn_jax.data import pipeline
+from sdpn_jax.training import sharding
 
 
 def timed_steps(ours: Ours, batches, steps: int) -> tuple[float, float]:

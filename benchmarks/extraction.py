@@ -15,10 +15,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from sdpn_jax import errors
-from sdpn_jax.encoder import load_network
-from sdpn_jax.eval import embedder
-from sdpn_jax.eval.export import FRAMES_PER_SECOND, read_features
 from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.speaker import embedder
+from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND, read_features
+from sdpn_jax.speaker.encoder import load_network
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdpn_jax import released
 from sdpn_jax.models.network import MEL_BINS
+from sdpn_jax.weights import sdpn_names
 
 
 class Conv(nn.Module):
@@ -152,7 +152,7 @@ class Network(nn.Module):
 def network_with(sizes, variables: dict) -> Network:
     """The network of `config.model` with the weights of our `variables`, in their type."""
     network = Network(sizes)
-    state = {name: torch.from_numpy(np.array(array)) for name, array in released.to_released(variables).items()}
+    state = {name: torch.from_numpy(np.array(array)) for name, array in sdpn_names.to_released(variables).items()}
     network.to(next(iter(state.values())).dtype).load_state_dict(state)
     return network
 

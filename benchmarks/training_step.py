@@ -21,8 +21,8 @@ from absl import app, flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from sdpn_jax import sharding, train
 from sdpn_jax.models.network import MEL_BINS, initial_variables, network_of
+from sdpn_jax.training import loop, optim, sharding
 
 ONCE = "se", "embedding", "head"  # modules that work on one vector of an utterance, not on frames
 PRECISIONS = {  # of the command: compute type, precision of float32 products
@@ -82,7 +82,7 @@ class Ours:
 
     def __init__(self, config: ConfigDict):
         mesh = sharding.make_mesh(config.mesh.fsdp)
-        program = train.program_of(config, network_of(config.model), mesh, 1000, lambda step, batch, bank: batch)
+        program = loop.program_of(config, network_of(config.model), mesh, 1000, lambda step, batch, bank: batch)
         self.state = program.init()
         self.first = jax.device_get(self.state)
         self.batch = jax.device_put(views_of(config), sharding.batch_sharding(mesh))
@@ -114,7 +114,7 @@ def theirs(config: ConfigDict, first, precision: str, compiled: bool) -> Callabl
         run.student, run.teacher = torch.compile(run.student), torch.compile(run.teacher)
     arrays = {name: views.astype(np.float32) for name, views in views_of(config).items() if name != "wish"}
     batch = {name: torch.from_numpy(views).to(device) for name, views in arrays.items()}
-    rate = train.optim.warmup_cosine(
+    rate = optim.warmup_cosine(
         config.learning_rate * config.batch_size / 256, config.final_learning_rate, config.warmup_steps or 10_000, 10**6
     )
     steps = iter(range(10**6))

@@ -8,14 +8,14 @@ print(encoder.verify("a.wav", "b.wav"))
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdpn_jax.encoder import SpeakerEncoder
+    from sdpn_jax.speaker.encoder import SpeakerEncoder
 
 __all__ = ["SpeakerEncoder"]
 
 
 def __getattr__(name: str):
     if name == "SpeakerEncoder":  # on demand: most modules of this package do without JAX's start
-        from sdpn_jax.encoder import SpeakerEncoder
+        from sdpn_jax.speaker.encoder import SpeakerEncoder
 
         return SpeakerEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
-from sdpn_jax import train
 from sdpn_jax.data import prepare, synthetic
-from sdpn_jax.eval import export, score
+from sdpn_jax.eval import score
+from sdpn_jax.training import loop
 
 SYSTEMS = ("statistics", "untrained", "teacher")
 
@@ -34,12 +34,12 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     config.eval.trials = (str(corpus / "trials.txt"),)
 
     _announce("3/4", "training", "student and teacher, without a single label; the EER below is watched, not used")
-    train.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir)
 
     _announce("4/4", "scoring", "embeddings of the test speakers, and the equal error rate on all pairs")
     results = {}
     for system in SYSTEMS:
-        export.export(corpus / "test", workdir / "scores" / f"{system}.npz", workdir, system)
+        corpus.export(corpus / "test", workdir / "scores" / f"{system}.npz", workdir, system)
         scored = score.score(workdir / "scores" / f"{system}.npz", corpus / "trials.txt", workdir / "scores" / system)
         name = "trained" if system == "teacher" else system
         results[f"eer_{name}_percent"] = scored["eer_percent"]
@@ -78,7 +78,7 @@ What is where
 The same with your own recordings (a folder of WAV, FLAC, OGG, MP3 or M4A; no labels)
   python -m sdpn_jax.data.prepare --input=RECORDINGS --output=data/mine [--noise=MUSAN --rirs=RIRS]
   python -m sdpn_jax.main --config=configs/librispeech.py --config.data_dir=data/mine --workdir=runs/mine
-  python -m sdpn_jax.eval.export --workdir=runs/mine --input=OTHER_RECORDINGS --output=embeddings.npz
+  python -m sdpn_jax.speaker.corpus --workdir=runs/mine --input=OTHER_RECORDINGS --output=embeddings.npz
   python -m sdpn_jax.eval.score --embeddings=embeddings.npz --trials=TRIALS.txt --output=scores   (lines: 1 a.wav b.wav)
 """
 

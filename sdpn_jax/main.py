@@ -26,7 +26,8 @@ def use_huge_pages() -> None:
 
 
 def main(_) -> None:
-    from sdpn_jax import demo, hosts, train  # JAX starts here, after the flags have been read
+    from sdpn_jax import demo
+    from sdpn_jax.training import hosts, loop  # JAX starts here, after the flags have been read
 
     if FLAGS.coordinator or FLAGS.distributed or hosts.several_expected(os.environ):
         hosts.join(FLAGS.coordinator, FLAGS.process_count, FLAGS.process_index)
@@ -39,7 +40,7 @@ def main(_) -> None:
         demo.run(config, workdir)
         return
     try:
-        train.train_and_evaluate(config, workdir)
+        loop.train_and_evaluate(config, workdir)
     except Exception as error:
         if hosts.alone():
             raise

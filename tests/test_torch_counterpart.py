@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import vox2
-from sdpn_jax import optim
 from sdpn_jax.models.network import network_of
-from sdpn_jax.step import Objective, init_state, make_train_step
+from sdpn_jax.training import optim
+from sdpn_jax.training.step import Objective, init_state, make_train_step
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra `bench`)")
 STEPS = 3

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from sdpn_jax.torch_checkpoint import DTYPES
+from sdpn_jax.weights.torch_file import DTYPES
 
 STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 

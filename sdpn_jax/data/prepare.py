@@ -33,7 +33,7 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from sdpn_jax import errors, files
+from sdpn_jax import errors, storage
 from sdpn_jax.data import audio, augment, features, records
 from sdpn_jax.errors import UserError
 
@@ -68,7 +68,7 @@ class Shard:
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Changes whenever the shard's content would: its files (names, sizes, dates) and the recipe."""
-        stamps = [[name, str(path), files.stamp(path)] for name, path in self.utterances]
+        stamps = [[name, str(path), storage.stamp(path)] for name, path in self.utterances]
         text = json.dumps([stamps, recipe.fingerprint()])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -143,7 +143,7 @@ def finish(
         if _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries for entry in summary["skipped"]]
-    files.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
+    storage.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
     kept = sum(summary["utterances"] for summary in summaries)
     if not kept:
         raise UserError(f"none of the {len(skipped)} recordings could be used; reasons in {output / 'skipped.txt'}")
@@ -169,7 +169,7 @@ def finish(
         from sdpn_jax.data import device  # which starts JAX
 
         device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
-    files.write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
+    storage.write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
@@ -231,7 +231,7 @@ def write_shard(shard: Shard, recipe: Recipe, done: Callable = lambda: None) -> 
         summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
         summary["skipped"] = skipped
         temporary.replace(shard.path)
-        files.write_text(shard.summary_path, json.dumps(summary))
+        storage.write_text(shard.summary_path, json.dumps(summary))
     return summary
 
 

@@ -214,7 +214,7 @@ def trial_rows(ids: Sequence[str], trials: Trials) -> tuple[np.ndarray, np.ndarr
     if missing:
         raise UserError(
             f"{trials.source}: {_blame(trials, missing, 'utterances without an embedding')}; the embeddings' ids look "
-            f"like {ids[0]!r}; export the missing ones with python -m sdpn_jax.eval.export"
+            f"like {ids[0]!r}; export the missing ones with python -m sdpn_jax.speaker.corpus"
         )
     if faults:
         name, (one, other, *_) = next(iter(faults.items()))

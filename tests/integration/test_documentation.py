@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import torch_files
 
-from sdpn_jax import model_directory, released
 from sdpn_jax.models.network import Network, initial_variables
+from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = "README data training evaluation embeddings scaling performance ablation".split()
@@ -117,8 +117,8 @@ def workplace(tmp_path_factory):
     network = Network(**SIZES)
     variables = jax.tree.map(np.array, initial_variables(network, 0))
     config = {**SIZES, "channels": list(SIZES["channels"]), "dtype": "float32", "remat": False}
-    model_directory.write_model(folder / "MODEL", config, variables, {}, 0.5, "unknown")
-    state = {f"module.{name}": array for name, array in released.to_released(variables, 1).items()}
+    model_folder.write_model(folder / "MODEL", config, variables, {}, 0.5, "unknown")
+    state = {f"module.{name}": array for name, array in sdpn_names.to_released(variables, 1).items()}
     prototypes = rng.random((16, network.projection_size), np.float32)
     torch_files.write(folder / "checkpoint.pth", {"student": state, "teacher": state, "prototypes": prototypes})
     for name in ("configs", "benchmarks"):

@@ -144,8 +144,8 @@ def test_waveforms_augmented_on_the_device(workplace):
     losses = list(losses_of(workplace / "on").values())
     assert len(losses) == 5
     assert np.all(np.isfinite(losses))
-    run("data.inspect", f"--input={shards}", f"--config={workplace / 'config.py'}")
-    run("data.inspect", f"--input={workplace / 'shards'}", f"--config={workplace / 'config.py'}", "--step=3")
+    run("data.survey", f"--input={shards}", f"--config={workplace / 'config.py'}")
+    run("data.survey", f"--input={workplace / 'shards'}", f"--config={workplace / 'config.py'}", "--step=3")
     assert (workplace / "shards" / "inspection" / "views-3.png").stat().st_size > 10_000
 
 
@@ -163,14 +163,14 @@ def test_the_collapse_warning(workplace):
 def test_export_and_score(workplace):
     output = workplace / "e.npz"
     common = f"--workdir={workplace / 'whole'}", f"--output={output}"
-    said = run("eval.export", *common, f"--input={workplace / 'audio'}").stdout
+    said = run("speaker.corpus", *common, f"--input={workplace / 'audio'}").stdout
     assert str(output) in said
     from_audio = dict(np.load(output))
     assert from_audio["embeddings"].shape == (20, 16)
     assert from_audio["embeddings"].dtype == np.float32
     assert "broken.wav" in (workplace / "e.skipped.txt").read_text()
 
-    run("eval.export", *common, f"--input={workplace / 'shards'}", "--format=npy")
+    run("speaker.corpus", *common, f"--input={workplace / 'shards'}", "--format=npy")
     ids = (workplace / "e" / "ids.txt").read_text().split()
     from_shards = np.load(workplace / "e" / "embeddings.npy")
     rows = [ids.index(name) for name in from_audio["ids"]]
@@ -193,19 +193,19 @@ def test_released_weights_are_exported_and_trained_on(workplace):
     contents = {"prototypes": np.random.default_rng(0).random((16, 8), np.float32), "epoch": 3}
     for part in ("student", "teacher"):
         file = workplace / f"{part}.safetensors"
-        said = run("convert", f"--input={workplace / 'whole'}", f"--output={file}", f"--encoder={part}").stdout
+        said = run("weights.convert", f"--input={workplace / 'whole'}", f"--output={file}", f"--encoder={part}").stdout
         assert f"the {part} of step 20 written to {file}" in said
         contents[part] = {f"module.{name}": array for name, array in safetensors.numpy.load_file(file).items()}
     torch_files.write(workplace / "released.pth", contents)
     converted = workplace / "converted"
     arguments = f"--input={workplace / 'released.pth'}", f"--output={converted}"
-    assert "--config.model.channels=(16, 16, 16, 16, 24)" in run("convert", *arguments, "--step=10").stdout
-    assert "holds a run already" in refused("convert", *arguments)
+    assert "--config.model.channels=(16, 16, 16, 16, 24)" in run("weights.convert", *arguments, "--step=10").stdout
+    assert "holds a run already" in refused("weights.convert", *arguments)
 
     embeddings = []
     for workdir in ("whole", "converted"):
         output = workplace / f"of_{workdir}.npz"
-        run("eval.export", f"--workdir={workplace / workdir}", f"--input={workplace / 'shards'}", f"--output={output}")
+        run("speaker.corpus", f"--workdir={workplace / workdir}", f"--input={workplace / 'shards'}", f"--output={output}")
         embeddings.append(np.load(output)["embeddings"])
     np.testing.assert_array_equal(*embeddings)
 
@@ -305,13 +305,13 @@ def test_bad_input_gets_one_line(workplace):
     assert "hop=200" in refused("main", *arguments, f"--config.data_dir={other}")
 
     export = ["--input=nowhere", f"--output={workplace / 'x.npz'}"]
-    assert "nowhere" in refused("eval.export", *export, f"--workdir={workplace / 'whole'}")
-    assert "config.json is missing" in refused("eval.export", *export, f"--workdir={workplace / 'audio'}")
-    assert "no checkpoint of step 7" in refused("eval.export", *export, f"--workdir={workplace / 'whole'}", "--step=7")
+    assert "nowhere" in refused("speaker.corpus", *export, f"--workdir={workplace / 'whole'}")
+    assert "config.json is missing" in refused("speaker.corpus", *export, f"--workdir={workplace / 'audio'}")
+    assert "no checkpoint of step 7" in refused("speaker.corpus", *export, f"--workdir={workplace / 'whole'}", "--step=7")
     assert "nowhere" in refused("data.prepare", "--input=nowhere", f"--output={workplace / 'x'}")
 
-    assert "is not a PyTorch checkpoint" in refused("convert", f"--input={unknown}", f"--output={workplace / 'x'}")
+    assert "is not a PyTorch checkpoint" in refused("weights.convert", f"--input={unknown}", f"--output={workplace / 'x'}")
     run_of = f"--input={workplace / 'whole'}"
-    assert "end in .safetensors" in refused("convert", run_of, f"--output={workplace / 'x'}")
+    assert "end in .safetensors" in refused("weights.convert", run_of, f"--output={workplace / 'x'}")
     file = f"--output={workplace / 'x.safetensors'}"
-    assert "no checkpoint of step 7" in refused("convert", run_of, file, "--step=7")
+    assert "no checkpoint of step 7" in refused("weights.convert", run_of, file, "--step=7")

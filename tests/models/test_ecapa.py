@@ -7,7 +7,7 @@ import pytest
 
 from sdpn_jax.models import ecapa
 from sdpn_jax.models.network import Network, initial_variables, network_of
-from sdpn_jax.released import from_released
+from sdpn_jax.weights.sdpn_names import from_released
 
 SMALL = dict(channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=20)
 

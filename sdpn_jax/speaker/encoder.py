@@ -1,0 +1,142 @@
+"""The speaker encoder for those who never train: embeddings of recordings, similarities, verdicts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+from sdpn_jax.data import audio, features
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, network_of
+from sdpn_jax.speaker import embedder
+from sdpn_jax.weights import model_folder, sdpn_names
+
+Recording: TypeAlias = str | os.PathLike | tuple[np.ndarray, float]  # a file, or (samples [N] or [N, channels], Hz)
+CACHE = Path("~/.cache/sdpn_jax").expanduser()  # compiled programs, so that they are compiled once on a machine
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two recordings are of one speaker: their cosine `score`, the `threshold`, and score >= threshold."""
+
+    score: float
+    threshold: float
+    same_speaker: bool
+
+
+class SpeakerEncoder:
+    """A trained network that turns recordings into embeddings, whose cosine tells how alike two voices are."""
+
+    def __init__(self, network: Network, variables: dict, threshold: float | None = None):
+        """threshold: the cosine from which `verify` accepts; None where none is known."""
+        self.threshold = threshold
+        self.embedding_size = network.embedding_size
+        self._network, self._variables, self._embedder = network, variables, embedder.Embedder(network)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SpeakerEncoder":
+        """The encoder in `path`, which is as in `load_network`, where the errors are.
+
+        Compiled programs are kept in ~/.cache/sdpn_jax unless JAX_COMPILATION_CACHE_DIR says where.
+        """
+        keep_compiled_programs()
+        return cls(*load_network(path))
+
+    def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
+        """Embedding float32 [D] of one recording, or [N, D] of a list of N.
+
+        A recording is a file (WAV, FLAC, OGG, MP3, M4A...), or samples, float in [-1, 1] or int16, with their rate.
+        Channels are averaged; any rate will do. Raises UserError, naming the recording, when one cannot be used.
+        """
+        if isinstance(recordings, (str, os.PathLike, tuple)):
+            return self.embed([recordings])[0]
+        return self.embed_log_mels([features.log_mel(_waveform(x, place)) for place, x in enumerate(recordings)])
+
+    def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings float32 [N, D] of N log-mels [T, F] as features.log_mel makes them."""
+        return self._embedder(self._variables, log_mels)
+
+    def fingerprint(self) -> str:
+        """Changes with the network and its weights: embeddings of one fingerprint can be compared."""
+        return embedder.fingerprint(self._network, self._variables)
+
+    def similarity(self, a: Recording | np.ndarray, b: Recording | np.ndarray) -> float:
+        """Cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
+        a, b = (self._embedding(x).astype(np.float64) for x in (a, b))
+        return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+
+    def verify(self, a: Recording | np.ndarray, b: Recording | np.ndarray, threshold: float | None = None) -> Verdict:
+        """Whether two recordings (or embeddings) are of one speaker.
+
+        Raises UserError when neither the model nor the call brings a threshold.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        if threshold is None:
+            raise UserError(
+                "this model brings no threshold: give one (for example threshold_at_eer in results.json of "
+                "sdpn_jax.eval.score), or load a model folder that was exported with --results"
+            )
+        score = self.similarity(a, b)
+        return Verdict(score, float(threshold), score >= threshold)
+
+    def _embedding(self, x: Recording | np.ndarray) -> np.ndarray:
+        if isinstance(x, np.ndarray):
+            if x.shape != (self.embedding_size,):
+                raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
+            return x
+        return self.embed(x)
+
+
+def load_network(path: str | os.PathLike) -> tuple[Network, dict, float | None]:
+    """(network, variables, threshold or None) of a trained encoder.
+
+    path: a model folder (sdpn_jax.export_model), a training workdir or a checkpoint of the released PyTorch code, of
+    which the teacher is taken, or weights under the released names (.safetensors). Raises UserError when there is no
+    such thing, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            sizes, variables = sdpn_names.from_released(model_folder.read_arrays(path), str(path))
+        else:
+            sizes, _, variables, _ = sdpn_names.read_checkpoint(path)
+        return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), None
+    if model_folder.is_model(path):
+        network, variables, config = model_folder.read_model(path)
+        return network, variables, config["threshold"]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
+    from sdpn_jax.speaker.corpus import load_encoder  # which loads Orbax
+
+    network, variables, _ = load_encoder(path)
+    return network, variables, None
+
+
+def _waveform(recording: Recording, place: int) -> np.ndarray:
+    """Its samples at 16 kHz, float32 [N]."""
+    try:
+        if not isinstance(recording, tuple):
+            return audio.read_audio(recording)
+        samples, rate = recording
+        samples = np.asarray(samples)
+        if samples.ndim not in (1, 2) or not rate > 0:
+            raise audio.AudioError(f"samples of shape {samples.shape} at {rate} Hz; wanted is [N] or [N, channels]")
+        if samples.dtype == np.int16:
+            samples = samples / np.float32(32768)
+        if samples.dtype.kind != "f":
+            raise audio.AudioError(f"samples of type {samples.dtype}; wanted is float in [-1, 1], or int16")
+        return audio.at_16_khz(samples.astype(np.float32).reshape(len(samples), -1), rate)
+    except audio.AudioError as error:
+        name = f"recording {place}" if isinstance(recording, tuple) else str(recording)
+        raise UserError(f"{name}: {error}") from None
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what JAX compiles from now on in CACHE, unless the user has said where."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,115 @@
+"""A trained model as a folder to keep, share and load: config.json, model.safetensors and a model card, README.md."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sdpn_jax import storage
+from sdpn_jax.data import features
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, initial_variables, network_of
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CARD_TEXT = """---
+license: {license}
+tags: [speaker-verification, speaker-embedding, self-supervised, jax]
+---
+
+# {title}
+
+A speaker encoder trained without speaker labels by SDPN (Self-Distillation Prototypes Network, arXiv 2308.02774):
+ECAPA-TDNN, {parameters:.1f} million parameters, {embedding_size}-dimensional embeddings of 16 kHz mono speech.
+
+{facts}
+
+```python
+from sdpn_jax import SpeakerEncoder
+
+encoder = SpeakerEncoder.load("PATH_TO_THIS_FOLDER")
+embedding = encoder.embed("a.wav")
+print(encoder.verify("a.wav", "b.wav"))
+```
+
+Measure the error rate on recordings like yours before relying on a verdict. Error rates differ between groups of
+speakers, languages, rooms and microphones.
+"""
+
+
+def write_model(
+    folder: str | Path, model: Mapping, variables: Mapping, about: Mapping, threshold: float | None, license: str
+) -> None:
+    """Writes a model folder.
+
+    model: what `network_of` takes; variables: {"params", "batch_stats"}; about: facts for people, of how the model was
+    made and what it achieves; threshold: the cosine to accept from; license: of the weights (an SPDX identifier).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {name: np.asarray(value) for name, value in flatten_dict(jax.device_get(variables), sep="/").items()}
+    config = {
+        "model_type": "sdpn_jax",
+        "model": dict(model),
+        "features": dataclasses.asdict(features.DEFAULT),
+        "threshold": threshold,
+        "about": dict(about),
+    }
+    (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, until all is written
+    save_file(flat, folder / WEIGHTS)
+    encoder = sum(value.size for name, value in flat.items() if name.startswith("params/encoder"))
+    storage.write_text(
+        folder / CARD,
+        CARD_TEXT.format(
+            license=license,
+            title=folder.name,
+            parameters=encoder / 1e6,
+            embedding_size=model["embedding_size"],
+            facts="\n".join(f"- {name}: {value}" for name, value in about.items()),
+        ),
+    )
+    storage.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def is_model(folder: str | Path) -> bool:
+    """Whether this is a folder that `write_model` wrote, or meant to."""
+    return (Path(folder) / WEIGHTS).exists()
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a .safetensors file; UserError where it is none, or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the model again") from None
+
+
+def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
+    """(network, variables, the content of config.json) of a model folder; UserError where something does not fit."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        network = network_of(config["model"])
+        theirs = config["features"]
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); export the model again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} is not the config of a model of this package ({error})") from None
+    if theirs != dataclasses.asdict(features.DEFAULT):
+        raise UserError(f"{folder / CONFIG}: the model needs features {theirs}, this package makes {features.DEFAULT}")
+    flat = read_arrays(folder / WEIGHTS)
+    wanted = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
+    wrong = sorted(
+        {*wanted} ^ {*flat} | {name for name in {*wanted} & {*flat} if wanted[name].shape != flat[name].shape}
+    )
+    if wrong:
+        raise UserError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: {len(wrong)} arrays are missing, "
+            f"unknown or of another shape, first {wrong[0]}"
+        )
+    return network, unflatten_dict(flat, sep="/"), config

@@ -1,0 +1,158 @@
+"""Names and layout of the released PyTorch implementation's weights, and of this project's: one into the other."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.weights import torch_file
+
+MODULES = [  # ours, theirs, in this order
+    (r"(?<=\.)(conv|norm)\.$", r"\1.\1."),
+    (r"\.tdnn_(conv|norm)\.$", r".tdnn.\1.\1."),
+    (r"^encoder\.tdnn\.", "backbone.blocks.0."),
+    (r"^encoder\.block_(\d+)\.", r"backbone.blocks.\1."),
+    (r"^encoder\.pooling_norm\.", "backbone.asp_bn.norm."),
+    (r"^encoder\.pooling\.", "backbone.asp."),
+    (r"^encoder\.embedding\.", "backbone.fc.conv."),
+    (r"^encoder\.", "backbone."),
+    (r"\.res2net\.block_(\d+)\.", r".res2net_block.blocks.\1."),
+    (r"\.se\.squeeze\.", ".se_block.conv1.conv."),
+    (r"\.se\.excite\.", ".se_block.conv2.conv."),
+    (r"\.shortcut\.", ".shortcut.conv."),
+    (r"^head\.dense_0\.", "head.mlp.0."),
+    (r"^head\.norm_0\.", "head.mlp.1."),
+    (r"^head\.dense_1\.", "head.mlp.3."),
+    (r"^head\.norm_1\.", "head.mlp.4."),
+    (r"^head\.dense_2\.", "head.mlp.6."),
+]
+PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
+ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
+
+
+def released_name(path: tuple[str, ...]) -> str:
+    """("params", "encoder", "mfa", "conv", "kernel") -> "backbone.mfa.conv.conv.weight"."""
+    *modules, array = path[1:]
+    name = ".".join(modules) + "."
+    for ours, theirs in MODULES:
+        name = re.sub(ours, theirs, name)
+    return name + ARRAYS.get(array, array)
+
+
+def without_prefix(state: Mapping) -> dict:
+    """The state without the `module.` that training on several GPUs puts before names, and without batch counts."""
+    names = (name for name in state if not name.endswith(COUNT))
+    return {name.removeprefix("module."): state[name] for name in names}
+
+
+def network_sizes(state: Mapping) -> dict:
+    """The sizes of Network that released arrays tell; one that they do not tell is that of the paper."""
+
+    def width(name: str, default: int) -> int:
+        shape = np.shape(state[name]) if name in state else ()
+        return shape[0] if shape and shape[0] else default
+
+    first = width("backbone.blocks.0.conv.conv.bias", Network.channels[0])
+    blocks = [width(f"backbone.blocks.{i}.tdnn2.conv.conv.bias", Network.channels[i]) for i in (1, 2, 3)]
+    last = width("backbone.mfa.conv.conv.bias", Network.channels[4])
+    return {
+        "channels": (first, *blocks, last),
+        "se_bottleneck": width("backbone.blocks.1.se_block.conv1.conv.bias", Network.se_bottleneck),
+        "attention": width("backbone.asp.tdnn.conv.conv.bias", Network.attention),
+        "embedding_size": width("backbone.fc.conv.bias", Network.embedding_size),
+        "hidden_size": width("head.mlp.0.bias", Network.hidden_size),
+        "projection_size": width("head.mlp.6.bias", Network.projection_size),
+    }
+
+
+def from_released(state: Mapping, source: str = "the state", sizes: dict | None = None) -> tuple[dict, dict]:
+    """(sizes of Network, its variables {"params", "batch_stats"} in NumPy) of the released {name: array}.
+
+    Arrays keep their type. With `sizes` the network must have these. Raises UserError, which calls the state `source`,
+    when names are missing or unknown, or arrays have another shape.
+    """
+    state = without_prefix(state)
+    sizes = sizes or network_sizes(state)
+    if any(channels % 8 for channels in sizes["channels"][1:-1]):
+        raise UserError(f"{source} has blocks of {sizes['channels'][1:-1]} channels, where multiples of 8 are needed")
+    ours = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
+    names = {released_name(path): path for path in ours}
+    shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
+    _check_names(state, shapes, source)
+    return sizes, unflatten_dict({path: _layout(path, np.asarray(state[name])) for name, path in names.items()})
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
+    """(sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
+
+    Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not
+    such a checkpoint, or is of another network.
+    """
+    with torch_file.opened(path) as contents:
+        missing = [part for part in PARTS if part not in contents]
+        if missing:
+            names = first_of([str(name) for name in contents], 5) or "nothing"
+            raise UserError(
+                f"{path} has no {' and no '.join(missing)}, only {names}: give a checkpoint of the released training "
+                "script"
+            )
+        for part in PARTS[:2]:
+            _check_state(contents[part], f"the {part} of {path}")
+        sizes, student = from_released(contents["student"], f"the student of {path}")
+        _, teacher = from_released(contents["teacher"], f"the teacher of {path}", sizes)
+        prototypes = contents["prototypes"]
+        shape = getattr(prototypes, "shape", ())
+        if len(shape) != 2 or shape[1] != sizes["projection_size"]:
+            raise UserError(f"the prototypes of {path} are {shape}, not (any number, {sizes['projection_size']})")
+        return sizes, student, teacher, np.asarray(prototypes)
+
+
+def _check_state(state, source: str) -> None:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{source} is no state dictionary: give a checkpoint of the released training script")
+    other = [str(name) for name, value in state.items() if not isinstance(value, torch_file.Tensor)]
+    if other:
+        raise UserError(f"{source} has {len(other)} entries that are no tensors, such as {other[0]}")
+
+
+def to_released(variables: dict, step: int = 0) -> dict[str, np.ndarray]:
+    """The released {name: array}, without `module.`, of variables that have seen `step` batches."""
+    state = {}
+    for path, array in flatten_dict(variables).items():
+        name = released_name(path)
+        state[name] = np.ascontiguousarray(_layout(path, np.asarray(array)))
+        if path[-1] == "var":
+            state[name.removesuffix("running_var") + COUNT] = np.array(step, np.int64)
+    return state
+
+
+def _layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Kernels [taps, in, out] or [in, out] <-> [out, in, taps] or [out, in]; everything else as it is."""
+    return array.T if path[-1] == "kernel" else array
+
+
+def _check_names(state: Mapping, expected: dict[str, tuple], source: str) -> None:
+    missing = sorted(name for name in expected if name not in state)
+    unknown = [name for name in state if name not in expected]
+    misshaped = [
+        f"{name} is {np.shape(state[name])}, not {shape}"
+        for name, shape in expected.items()
+        if name in state and np.shape(state[name]) != shape
+    ]
+    faults = {"names missing": missing, "names unknown": unknown, "arrays of another shape": misshaped}
+    if any(faults.values()):
+        told = [f"{len(names)} {fault} ({first_of(names)})" for fault, names in faults.items() if names]
+        raise UserError(
+            f"{source} is not SDPN's ECAPA-TDNN of 80 mel bins with a head of three layers: {', '.join(told)}"
+        )
+
+
+def first_of(names: list[str], count: int = 3) -> str:
+    """The first names, for an error that must stay one line."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

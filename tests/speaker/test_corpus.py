@@ -1,0 +1,113 @@
+"""The export of embeddings: parts, restarts, several tasks, files."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import scoring
+from sdpn_jax.speaker import corpus
+
+
+def test_statistics():
+    x = np.random.default_rng(0).normal(size=(50, 80))
+    expected = [*x.mean(0), *np.sqrt(np.mean((x - x.mean(0)) ** 2, axis=0))]
+    np.testing.assert_allclose(corpus.log_mel_statistics(x), expected)
+
+
+@pytest.mark.parametrize("name", ["e.npz", "folder"])
+def test_written_embeddings_are_read_back(tmp_path, name):
+    embeddings = np.random.default_rng(0).normal(size=(3, 4))
+    seconds = np.array([1.0, 2.5, 3.0])
+    corpus.write_embeddings(tmp_path / "deep" / name, ["a/é.wav", "b c.wav", "d"], embeddings, seconds)
+    read, ids = scoring.load_embeddings(tmp_path / "deep" / name)
+    assert list(ids) == ["a/é.wav", "b c.wav", "d"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, embeddings.astype(np.float32))
+    np.testing.assert_array_equal(scoring.load_seconds(tmp_path / "deep" / name), seconds)
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """Seven recordings of noise and two files that are none, in parts of two."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(7):
+        soundfile.write(folder / f"{number}.wav", 0.1 * rng.normal(size=4000 * (number + 1)), 16000)
+    for number in (4, 8):
+        (folder / f"{number}_broken.wav").write_text("no sound")
+    monkeypatch.setattr(corpus, "UTTERANCES_PER_PART", 2)
+    monkeypatch.setattr(corpus, "FRAMES_IN_MEMORY", 100)  # so that parts are embedded in several goes
+    return folder
+
+
+def run(recordings, output, **task):
+    return corpus.export(recordings, output, "", "statistics", **task)
+
+
+def read(output):
+    with np.load(output) as archive:
+        return dict(archive)
+
+
+def test_embeddings_times_and_skipped_files(recordings, tmp_path):
+    assert run(recordings, tmp_path / "e.npz") == 7
+    result = read(tmp_path / "e.npz")
+    assert result["ids"].tolist() == [f"{number}.wav" for number in range(7)]
+    np.testing.assert_allclose(result["seconds"], [0.25 * (number + 1) for number in range(7)], atol=0.01)
+    assert result["embeddings"].shape == (7, 160)
+    skipped = (tmp_path / "e.skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0].strip("'").rsplit("/", 1)[1] for line in skipped] == ["4_broken.wav", "8_broken.wav"]
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_after_a_kill_complete_parts_are_kept(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "whole.npz")
+    embedded, part_of = [], corpus.embed_part
+
+    def killed_at_third(embed, part, progress):
+        embedded.append(part)
+        if len(embedded) == 3:
+            raise KeyboardInterrupt
+        return part_of(embed, part, progress)
+
+    monkeypatch.setattr(corpus, "embed_part", killed_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(recordings, tmp_path / "e.npz")
+    assert not (tmp_path / "e.npz").exists()
+    run(recordings, tmp_path / "e.npz")
+    assert len(embedded) == 3 + 3  # five parts: two before the kill, one cut short, three after it
+    for key, value in read(tmp_path / "whole.npz").items():
+        np.testing.assert_array_equal(value, read(tmp_path / "e.npz")[key])
+
+
+def test_a_changed_recording_is_not_taken_from_parts(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "e.npz", task_index=0, task_count=1)
+    before = read(tmp_path / "e.npz")["embeddings"]
+    for index in range(2):
+        assert run(recordings, tmp_path / "e.npz", task_index=index, task_count=2) is None
+    soundfile.write(recordings / "0.wav", 0.1 * np.random.default_rng(1).normal(size=8000), 16000)
+    run(recordings, tmp_path / "e.npz")
+    after = read(tmp_path / "e.npz")["embeddings"]
+    assert not np.allclose(before[0], after[0])
+    np.testing.assert_array_equal(before[1:], after[1:])
+
+
+def test_tasks_share_the_list(recordings, tmp_path, monkeypatch):
+    run(recordings, tmp_path / "whole.npz")
+    for index in range(3):
+        assert run(recordings, tmp_path / "e.npz", task_index=index, task_count=3) is None
+    monkeypatch.setattr(corpus, "embed_part", None)  # nothing is left to be done
+    assert run(recordings, tmp_path / "e.npz") == 7
+    for key, value in read(tmp_path / "whole.npz").items():
+        np.testing.assert_array_equal(value, read(tmp_path / "e.npz")[key])
+
+
+def test_nothing_readable(recordings, tmp_path):
+    for path in recordings.glob("?.wav"):
+        shutil.copy(recordings / "4_broken.wav", path)
+    with pytest.raises(UserError, match=r"no utterance could be read; reasons in .*e\.skipped\.txt"):
+        run(recordings, tmp_path / "e.npz")

@@ -1,0 +1,85 @@
+"""Checkpoints that are whole, damaged, or of another model."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.training import checkpoint
+
+STEPS = 10, 20, 30
+
+
+def parts(value: float, width: int = 300) -> dict:
+    return {"network": {"kernel": jnp.full((width, 4), value)}, "rest": {"step": jnp.asarray(value)}}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A manager of a folder with checkpoints of three steps, each full of its step's number."""
+    with checkpoint.manager(tmp_path, keep=3) as checkpoints:
+        for step in STEPS:
+            checkpoint.save(checkpoints, step, parts(step), {"batch_size": 8})
+            checkpoints.wait_until_finished()
+    with checkpoint.manager(tmp_path, keep=3) as checkpoints:
+        yield checkpoints
+
+
+def damage(checkpoints, step: int) -> None:
+    """Cuts all files of arrays to half of their length, as a full disk might."""
+    files = [path for path in Path(checkpoints.directory, str(step)).rglob("d/*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_newest_one(written):
+    restored, step = checkpoint.resume(written, parts(0))
+    assert step == 30
+    np.testing.assert_array_equal(restored["network"]["kernel"], np.full((300, 4), 30))
+    np.testing.assert_array_equal(checkpoint.restore(written, parts(0), 10)[0]["rest"]["step"], 10)
+
+
+def test_the_config_and_versions_lie_inside(written):
+    about = next((written.directory / "30" / "about").glob("*")).read_text()
+    assert '"batch_size": 8' in about.replace('":8', '": 8')
+    assert set(checkpoint.PACKAGES) <= set(checkpoint.versions())
+    assert all(version in about for version in checkpoint.versions().values())
+
+
+def test_a_damaged_newest_one_falls_back_and_is_written_again(written, caplog):
+    damage(written, 30)
+    with pytest.raises(UserError, match="can be read"):
+        checkpoint.restore(written, parts(0), 30)
+    assert checkpoint.restore(written, parts(0))[1] == 20
+    assert 30 in written.all_steps(), "only a run that goes on may delete"
+    restored, step = checkpoint.resume(written, parts(0))
+    assert step == 20
+    np.testing.assert_array_equal(restored["network"]["kernel"], np.full((300, 4), 20))
+    assert "checkpoint 30" in caplog.text
+    assert "the damaged checkpoint of step 30 is deleted" in caplog.text
+    checkpoint.save(written, 30, parts(31), {})
+    written.wait_until_finished()
+    assert float(checkpoint.restore(written, parts(0), 30)[0]["rest"]["step"]) == 31
+
+
+def test_nothing_is_deleted_when_none_can_be_read(written):
+    """That speaks of another model rather than of damage."""
+    with pytest.raises(UserError, match="use the config it was trained with"):
+        checkpoint.resume(written, parts(0, width=200))
+    assert sorted(written.all_steps()) == list(STEPS)
+
+
+def test_no_checkpoint(tmp_path):
+    with checkpoint.manager(tmp_path) as checkpoints, pytest.raises(UserError, match="there is none yet"):
+        checkpoint.restore(checkpoints, parts(0))
+
+
+def test_which_ones_are_kept(tmp_path):
+    with checkpoint.manager(tmp_path, keep=2, keep_every=20) as checkpoints:
+        for step in range(10, 70, 10):
+            checkpoint.save(checkpoints, step, parts(step), {})
+        checkpoints.wait_until_finished()
+        assert sorted(checkpoints.all_steps()) == [20, 40, 50, 60]

@@ -1,0 +1,46 @@
+"""What a process wishes for, and whether it expects others."""
+
+import os
+import signal
+
+import pytest
+
+from sdpn_jax.training import hosts
+
+
+def test_sigterm_becomes_a_wish_to_stop_and_is_itself_again_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with hosts.Wishes(0) as wishes:
+        assert wishes.now() == hosts.NOTHING
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wishes.now() == hosts.STOP
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_checkpoint_is_wished_for_once_a_period(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
+    wishes = hosts.Wishes(checkpoint_minutes=2)
+    heard = []
+    for clock[0] in (100, 219, 221, 222, 300, 342):
+        heard.append(wishes.now())
+    assert heard == [hosts.NOTHING, hosts.NOTHING, hosts.SAVE, hosts.NOTHING, hosts.NOTHING, hosts.SAVE]
+    clock[0] = 400
+    wishes.saved()  # for another reason
+    clock[0] = 500
+    assert wishes.now() == hosts.NOTHING
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_whether_others_are_expected(environment, several):
+    assert hosts.several_expected(environment) is several

@@ -1,0 +1,74 @@
+"""Schedules against hand-worked values, the optimizer against PyTorch's rule written out in NumPy."""
+
+import numpy as np
+import optax
+import pytest
+
+from sdpn_jax.training import optim
+
+
+def test_warmup_cosine():
+    schedule = optim.warmup_cosine(peak=0.6, final=1e-5, warmup_steps=10, total_steps=110)
+    assert float(schedule(0)) == 0
+    assert float(schedule(5)) == pytest.approx(0.3)
+    assert float(schedule(10)) == pytest.approx(0.6)
+    assert float(schedule(60)) == pytest.approx((0.6 + 1e-5) / 2)
+    assert float(schedule(110)) == pytest.approx(1e-5, rel=1e-3)
+    assert float(schedule(200)) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_warmup_may_be_absent():
+    assert float(optim.warmup_cosine(0.6, 0.0, 0, 100)(0)) == pytest.approx(0.6)
+
+
+def test_ema_momentum():
+    schedule = optim.ema_momentum(0.996, 1.0, 100)
+    assert float(schedule(0)) == pytest.approx(0.996)
+    assert float(schedule(50)) == pytest.approx(0.998)
+    assert float(schedule(100)) == pytest.approx(1.0)
+
+
+def test_ema_momentum_may_stay():
+    assert float(optim.ema_momentum(0.99, 0.99, 100)(37)) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("scope, multiplier", [("off", 0.0), ("tensor", 4.0), ("global", 1.0)])
+def test_three_steps_of_sgd(scope, multiplier):
+    rng = np.random.default_rng(0)
+    rates, momentum, decay, clip_norm = [0.1, 0.2, 0.05], 0.9, 0.01, 0.5
+    params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
+    transform = optim.sgd(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, scope, multiplier)
+    state, actual = transform.init(params), params
+    expected = {"w": params["network"]["w"], "b": params["network"]["b"], "p": params["prototypes"]}
+    velocity = {name: 0.0 for name in expected}
+    for rate in rates:
+        gradients = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3), "p": rng.normal(size=(4, 2))}
+        tree = {"network": {"w": gradients["w"], "b": gradients["b"]}, "prototypes": gradients["p"]}
+        updates, state = transform.update(tree, state, actual)
+        actual = optax.apply_updates(actual, updates)
+        whole = np.sqrt(np.square(gradients["w"]).sum() + np.square(gradients["b"]).sum())
+        for name, gradient in gradients.items():
+            norm = {"off": 0, "tensor": np.linalg.norm(gradient), "global": whole}[scope]
+            if name != "p":
+                gradient = gradient * min(1, clip_norm / (norm + 1e-6))
+            if name == "w":
+                gradient = gradient + decay * expected["w"]
+            velocity[name] = momentum * velocity[name] + gradient
+            expected[name] = expected[name] - rate * (multiplier if name == "p" else 1) * velocity[name]
+    np.testing.assert_allclose(actual["network"]["w"], expected["w"], rtol=1e-5)
+    np.testing.assert_allclose(actual["network"]["b"], expected["b"], rtol=1e-5)
+    np.testing.assert_allclose(actual["prototypes"], expected["p"], rtol=1e-5)
+    moved = np.any(actual["prototypes"] != np.float32(params["prototypes"]))
+    assert moved == (multiplier != 0)
+
+
+def test_gradients_within_the_bound_are_not_scaled():
+    gradients = {"a": np.array([0.3, 0.4]), "b": np.array([1.0])}  # norms 0.5, 1 and together 1.118
+    for scope, factor in (("tensor", 1.0), ("global", 1.1 / 1.25**0.5)):
+        clipped, _ = optim.clip(1.1, scope).update(gradients, optax.EmptyState())
+        np.testing.assert_allclose(clipped["a"], factor * gradients["a"], rtol=1e-5)
+
+
+def test_ema():
+    average = optim.ema({"a": np.array([1.0, 2.0])}, {"a": np.array([3.0, 0.0])}, 0.75)
+    np.testing.assert_allclose(average["a"], [1.5, 1.5])

@@ -1,0 +1,200 @@
+"""Weights from the released implementation and back: names, sizes, a run that goes on, the command's refusals."""
+
+import json
+from collections import OrderedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch_files
+from ml_collections import ConfigDict
+
+from sdpn_jax.data import features
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.speaker import corpus
+from sdpn_jax.training import checkpoint, optim
+from sdpn_jax.training.loop import check_same_run, state_of, state_parts
+from sdpn_jax.training.step import init_state
+from sdpn_jax.weights import convert, sdpn_names, torch_file
+
+SIZES = dict(
+    channels=(16, 16, 24, 16, 32), se_bottleneck=8, attention=12, embedding_size=10, hidden_size=20, projection_size=6
+)
+NETWORK = Network(**SIZES)
+PROTOTYPES = 7
+
+
+def random_variables(seed: int) -> dict:
+    """Every array random, so that no two can be exchanged unseen."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: initial_variables(NETWORK, 0))
+    return jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
+
+
+def equal(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def contents_of(student: dict, teacher: dict, prefix: str = "module.") -> dict:
+    """What the released training script saves."""
+    states = {"student": student, "teacher": teacher}
+    named = {
+        part: OrderedDict((prefix + name, array) for name, array in sdpn_names.to_released(variables, 5).items())
+        for part, variables in states.items()
+    }
+    prototypes = np.random.default_rng(3).random((PROTOTYPES, SIZES["projection_size"]), np.float32)
+    return {**named, "prototypes": prototypes, "optimizer": {"state": {}}, "epoch": 3, "sdpn_loss": OrderedDict()}
+
+
+@pytest.fixture
+def contents():
+    return contents_of(random_variables(1), random_variables(2))
+
+
+def refused(tmp_path, contents) -> str:
+    torch_files.write(tmp_path / "a.pth", contents)
+    with pytest.raises(UserError) as told:
+        convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_names_are_the_released_ones(golden):
+    """All names and shapes of a network of the golden checkpoint's sizes, from the list that comes with it."""
+    listed = [line.split("\t") for line in (golden / "checkpoint_names.txt").read_text().splitlines()]
+    network = Network((32, 32, 32, 32, 96), embedding_size=16, hidden_size=48, projection_size=12)
+    state = sdpn_names.to_released(initial_variables(network, 0))
+    told = {f"module.{name}": (str(array.shape), f"torch.{array.dtype}") for name, array in state.items()}
+    assert told == {name: (shape, dtype) for name, shape, dtype in listed}
+
+
+def test_there_and_back_again():
+    variables = random_variables(0)
+    sizes, back = sdpn_names.from_released(sdpn_names.to_released(variables, 3))
+    assert sizes == SIZES
+    assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
+    equal(back, variables)
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_checkpoint_to_run_to_safetensors(tmp_path, prefix):
+    student, teacher = random_variables(1), random_variables(2)
+    contents = contents_of(student, teacher, prefix)
+    torch_files.write(tmp_path / "a.pth", contents)
+    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
+    for which, expected in {"student": student, "teacher": teacher}.items():
+        network, variables, step = corpus.load_encoder(tmp_path / "run", None, which)
+        assert (network, step) == (NETWORK, 40)
+        equal(variables, expected)
+        convert.to_safetensors(tmp_path / "run", tmp_path / "new" / "a.safetensors", which)
+        written = safetensors.numpy.load_file(tmp_path / "new" / "a.safetensors")
+        assert all(name.endswith("num_batches_tracked") == (array.dtype == np.int64) for name, array in written.items())
+        equal(sdpn_names.from_released(written)[1], expected)
+        assert {prefix + name for name in written} == set(contents[which])
+
+
+def test_a_run_resumes_from_it(tmp_path, contents):
+    """The state has the form that training restores, the learning rate goes on at the step, nothing else is kept."""
+    torch_files.write(tmp_path / "a.pth", contents)
+    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
+    optimizer = optim.sgd(lambda step: 0.1 * step, 0.8, 1e-4, 2.0, "global", prototype_multiplier=4.0)
+    fresh = jax.jit(lambda: init_state(NETWORK, PROTOTYPES, optimizer, seed=0))()
+    with checkpoint.manager(tmp_path / "run") as checkpoints:
+        parts, step = checkpoint.resume(checkpoints, state_parts(fresh))
+    state = state_of(parts)
+    assert step == int(state.step) == 40
+    equal(state.prototypes, contents["prototypes"])
+    equal(state.teacher, random_variables(2))
+    equal(state.offset, jnp.zeros(PROTOTYPES))
+    assert jax.tree.map(jnp.shape, state.opt_state) == jax.tree.map(jnp.shape, fresh.opt_state)
+    assert {float(x.max()) for x in jax.tree.leaves(state.opt_state)} == {0.0, 40.0}
+    params = {"network": state.student["params"], "prototypes": state.prototypes}
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state.opt_state, params)
+    np.testing.assert_allclose(updates["prototypes"], -4.0 * 4.0, rtol=1e-6)
+
+
+def test_which_configs_may_go_on(tmp_path, contents):
+    """Those of the same sizes, whatever else they say; afterwards the run is like any other."""
+    torch_files.write(tmp_path / "a.pth", contents)
+    converted = convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    model = {**SIZES, "dtype": "bfloat16", "remat": False}
+    config = ConfigDict({"model": model, "num_prototypes": PROTOTYPES, "batch_size": 8})
+    check_same_run(config, tmp_path / "run")
+    for field, other in {"num_prototypes": 8, "model": {**model, "attention": 13}}.items():
+        with pytest.raises(UserError, match=field):
+            check_same_run(ConfigDict({**config.to_dict(), field: other}), tmp_path / "run")
+    flags = convert.size_flags(converted)
+    assert "'--config.model.channels=(16, 16, 24, 16, 32)'" in flags
+    assert "--config.num_prototypes=7 " in flags
+    full = {name: getattr(Network, name) for name in SIZES}
+    assert convert.size_flags({"model": full, "num_prototypes": 1024}) == ""
+
+
+def test_half_precision(tmp_path):
+    """Weights of any floating type become float32."""
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_variables(1))
+    torch_files.write(tmp_path / "a.pth", contents_of(halves, halves))
+    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    _, variables, _ = corpus.load_encoder(tmp_path / "run")
+    equal(variables, jax.tree.map(lambda x: np.asarray(x, np.float32), halves))
+
+
+def test_another_network(tmp_path, contents):
+    """Missing, unknown and misshaped names are counted and the first of them named."""
+    teacher = contents["teacher"]
+    kernel = "module.backbone.blocks.0.conv.conv.weight"
+    teacher["module.fc.weight"] = teacher["module.backbone.fc.conv.weight"]
+    del teacher["module.backbone.fc.conv.weight"], teacher["module.head.mlp.3.bias"]
+    teacher[kernel] = teacher[kernel][:, :40].copy()
+    told = refused(tmp_path, contents)
+    assert "the teacher of" in told
+    assert "2 names missing (backbone.fc.conv.weight, head.mlp.3.bias)" in told
+    assert "1 names unknown (fc.weight)" in told
+    assert "1 arrays of another shape (backbone.blocks.0.conv.conv.weight is (16, 40, 5), not (16, 80, 5))" in told
+    other = OrderedDict((f"layer{i}.weight", np.zeros(2)) for i in range(5))
+    assert "5 names unknown (layer0.weight, layer1.weight, layer2.weight, ...)" in refused(
+        tmp_path, contents | {"student": other}
+    )
+
+
+def test_other_contents(tmp_path, contents):
+    assert "has no teacher and no prototypes, only student" in refused(tmp_path, {"student": contents["student"]})
+    assert "only nothing" in refused(tmp_path, {})
+    assert "no state dictionary" in refused(tmp_path, contents | {"student": [1]})
+    assert "no state dictionary" in refused(tmp_path, contents | {"student": {1: 2}})
+    assert "1 entries that are no tensors, such as x" in refused(tmp_path, contents | {"teacher": {"x": 1}})
+    assert "(7, 5), not (any number, 6)" in refused(tmp_path, contents | {"prototypes": np.zeros((7, 5))})
+    assert "prototypes" in refused(tmp_path, contents | {"prototypes": 3})
+    odd = {f"module.backbone.blocks.{i}.tdnn2.conv.conv.bias": np.zeros(12) for i in (1, 2, 3)}
+    assert "multiples of 8" in refused(tmp_path, contents | {"student": contents["student"] | odd})
+
+
+def test_a_run_is_not_overwritten(tmp_path, contents):
+    torch_files.write(tmp_path / "a.pth", contents)
+    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(UserError, match="holds a run already"):
+        convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert json.loads(before)["num_prototypes"] == PROTOTYPES
+
+
+@pytest.mark.parametrize("source", ["mel_power", "waveform"])
+def test_golden_checkpoint(golden, source):
+    """A checkpoint of the released script hears a recording as the released code does."""
+    expected = np.load(golden / "checkpoint_expected.npz")
+    with torch_file.opened(golden / "checkpoint.pth") as contents:
+        sizes, variables = sdpn_names.from_released(contents["teacher"])
+        assert contents["epoch"] == 3
+    if source == "mel_power":
+        log_mel = np.log(expected["mel_power"].T + features.DEFAULT.floor)
+    else:
+        log_mel = features.log_mel(expected["waveform"])
+    outputs = network_of(sizes).apply(variables, log_mel[None].astype(np.float32), False)
+    for name, output in zip(("teacher_embedding", "teacher_projection"), outputs, strict=True):
+        error = np.abs(output - expected[name]).max() / np.abs(expected[name]).max()
+        assert error < 1e-5
