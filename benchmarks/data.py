@@ -19,6 +19,7 @@ from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from sdpn_jax.data import audio, augment, features, pipeline, prepare, records
+from sdpn_jax.data.shards import open_shards, read_metadata, read_shard
 
 OPTIONS = ("group_size:1,uncompressed", "group_size:1,zstd:1", "group_size:1,zstd:5", "group_size:8,uncompressed",
            "group_size:64,zstd:1")  # fmt: skip
@@ -64,7 +65,7 @@ def preparation(utterances: list[tuple[str, Path]], repeats: int) -> dict:
 
 def storage(shards: Path, reads: int) -> dict:
     """Bytes per hour of audio and random reads per second of each way to write the same records."""
-    raw = [record for path in records.shard_paths(shards) for record in records.read_shard(path)]
+    raw = [record for path in open_shards(shards).paths for record in read_shard(path)]
     hours = sum(records.decode(record).num_samples for record in raw) / audio.SAMPLE_RATE / 3600
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +87,7 @@ def storage(shards: Path, reads: int) -> dict:
 
 def loading(shards: Path, batches: int) -> dict:
     """Utterances (1 global, 4 local views) per second of one core, beside reading the same records alone."""
-    readers = [ArrayRecordReader(path) for path in records.shard_paths(shards)]
+    readers = [ArrayRecordReader(str(path)) for path in open_shards(shards).paths]
     sizes = [reader.num_records() for reader in readers]
     count = 32 * batches
 
@@ -96,7 +97,8 @@ def loading(shards: Path, batches: int) -> dict:
             shard = rng.integers(len(readers))
             readers[shard].read([int(rng.integers(sizes[shard]))])
 
-    dataset, steps = pipeline.dataset(shards, 32, 0, pipeline.Views()), itertools.count()  # all in this thread
+    dataset = pipeline.dataset(open_shards(shards), 32, 0, pipeline.Views())  # read in this thread alone
+    steps = itertools.count()
     works = {
         "reading the records alone": read_alone,
         "pipeline: 1 + 4 views, masked, batched": lambda: [dataset[next(steps)] for _ in range(batches)],
@@ -109,10 +111,10 @@ def shorten(shards: Path, folder: Path, seconds: float) -> None:
 
     Grain's shuffle walks long over a few hundred records (300 us each; 6 us among 100,000).
     """
-    frames, metadata = int(100 * seconds), records.read_metadata(shards)
+    frames, metadata = int(100 * seconds), read_metadata(shards)
     for shard in metadata["shards"]:
         writer = ArrayRecordWriter(str(folder / shard["name"]), records.WRITER_OPTIONS)
-        for record in records.read_shard(shards / shard["name"]):
+        for record in read_shard(shards / shard["name"]):
             utterance = records.decode(record)
             samples = min(utterance.num_samples, frames * features.DEFAULT.hop)
             log_mel = utterance.log_mel[:, : 1 + frames]
@@ -120,6 +122,7 @@ def shorten(shards: Path, folder: Path, seconds: float) -> None:
         writer.close()
         shard["bytes"] = (folder / shard["name"]).stat().st_size
     metadata["shards"] *= REPEATS
+    metadata["utterances"] *= REPEATS
     (folder / "metadata.json").write_text(json.dumps(metadata))
 
 

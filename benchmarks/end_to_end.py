@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from training_step import Ours
 
 from sdpn_jax.data import pipeline
+from sdpn_jax.data.shards import open_shards
 from sdpn_jax.training import sharding
 
 
@@ -36,10 +37,11 @@ def main(_) -> None:
     config, steps = FLAGS.config, FLAGS.steps
     split = sharding.batch_sharding(sharding.make_mesh(config.mesh.fsdp))
     views = pipeline.Views(**config.views)
-    shares = pipeline.dataset(config.data_dir, config.batch_size, config.seed, views, held_out=config.held_out)
+    shards = open_shards(config.data_dir)
+    shares = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)
 
     def on_devices(batch):
-        return jax.device_put(batch | {"wish": ours.batch["wish"]}, split)
+        return jax.device_put(batch, split)
 
     started = time.perf_counter()
     ours = Ours(config)

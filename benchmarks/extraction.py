@@ -11,14 +11,14 @@ of the utterances. Log-mels are in memory already. Prints a table and writes <ou
 import jax
 import measure
 import numpy as np
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
-from sdpn_jax import errors
+from sdpn_jax.errors import returns_exit_code
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import embedder
 from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND, read_features
-from sdpn_jax.speaker.encoder import load_network
+from sdpn_jax.weights.load import load_network
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -116,4 +116,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("limit", 10_000, "Utterances at most.")
     flags.DEFINE_integer("repeats", 3, "Timed passes.", 1)
     flags.DEFINE_string("output", "extraction_benchmark.json", "Where the figures go.")
-    errors.run(main)
+    app.run(returns_exit_code(main))

@@ -3,7 +3,7 @@
     python benchmarks/fuzz_preparation.py --files=20000
 
 Small recordings in every format (8 to 96 kHz, 1 to 6 channels) are cut, mixed up, overwritten and lengthened at random,
-a function of the seed; then sdpn_jax.data.prepare runs on all of them, and what it kept and skipped is counted.
+a function of the seed; then preparation runs on all of them, and what it kept and skipped is counted.
 """
 
 import collections
@@ -16,6 +16,7 @@ import soundfile
 from absl import app, flags
 
 from sdpn_jax.data import prepare, records
+from sdpn_jax.data.shards import open_shards, read_shard
 
 RATES = (8000, 11025, 16000, 22050, 44100, 48000, 96000)
 FORMATS = ("wav", "flac", "ogg", "mp3", "m4a")
@@ -84,7 +85,7 @@ def fuzz(folder: Path, count: int, seed: int, workers: int = 0) -> collections.C
     source.mkdir()
     ids = write_files(source, count, seed)
     prepare.prepare(source, output, augmentations=1, workers=workers)
-    kept = [records.decode(r).id for path in records.shard_paths(output) for r in records.read_shard(path)]
+    kept = [records.decode(r).id for path in open_shards(output).paths for r in read_shard(path)]
     lines = [line.split("\t") for line in (output / "skipped.txt").read_text().splitlines()]
     skipped = [Path(path).relative_to(source).as_posix() for path, _ in lines]
     assert sorted(kept + skipped) == sorted(ids), "a file was lost, or is there twice"

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from sdpn_jax.data import pipeline
+from sdpn_jax.data.shards import open_shards
 
 
 def resident_mb() -> float:
@@ -22,7 +23,7 @@ def resident_mb() -> float:
 
 
 def main(_) -> None:
-    batches = pipeline.batches(pipeline.dataset(FLAGS.shards, FLAGS.batch_size, 0, pipeline.Views()))
+    batches = pipeline.batches(pipeline.dataset(open_shards(FLAGS.shards), FLAGS.batch_size, 0, pipeline.Views()))
     started, rows = time.time(), []
     for done in range(1, FLAGS.batches + 1):
         next(batches)

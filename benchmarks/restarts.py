@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from topologies import losses_of, parameters_of, start
 
-from sdpn_jax.speaker import corpus
+from sdpn_jax.weights import run
 
 
 def complete(workdir: Path) -> list[int]:
@@ -89,7 +89,7 @@ def main(argv) -> None:
         raise RuntimeError(f"the last start failed: see {disturbed / 'log.txt'}")
 
     a, b = (parameters_of(workdir) for workdir in (calm, disturbed))
-    teachers = [jax.tree.leaves(corpus.load_encoder(workdir, which="teacher")[1]) for workdir in (calm, disturbed)]
+    teachers = [jax.tree.leaves(run.read_network(workdir, which="teacher")[1]) for workdir in (calm, disturbed)]
     equal = np.array_equal(a, b) and all(map(np.array_equal, *teachers))
     losses = np.array_equal(losses_of(calm), losses_of(disturbed))
     lines = [f"- {what}: {count}" for what, count in sorted(happened.items())]

@@ -12,14 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import measure
 from absl import app, flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from sdpn_jax.eval.plots import BLUE, COLUMN, RED, STYLE
+from sdpn_jax.figures import BLUE, COLUMN, RED, drawing
 
 
 def point(batch_size: int, devices: int, output: Path) -> dict:
@@ -40,9 +37,7 @@ def point(batch_size: int, devices: int, output: Path) -> dict:
 
 def draw(by_batch: list[dict], by_devices: list[dict], path: Path) -> None:
     """Utterances a second against batch size and devices; memory beside the first."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 0.75 * COLUMN), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(path, 2 * COLUMN, 0.75 * COLUMN) as figure:
         for place, (rows, key, label) in enumerate(
             ((by_batch, "batch", "Batch size (utterances)"), (by_devices, "devices", "Devices, forced"))
         ):
@@ -58,7 +53,6 @@ def draw(by_batch: list[dict], by_devices: list[dict], path: Path) -> None:
             memory.set_ylim(0, 1.15 * max(row["GiB"] * row["devices"] for row in rows))
             memory.set_ylabel("Memory of all devices (GiB)", color=RED)
             memory.grid(False)
-        figure.savefig(path)
 
 
 def main(_) -> None:

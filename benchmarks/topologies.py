@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from sdpn_jax.speaker import corpus
+from sdpn_jax.weights.run import read_network
 
 
 def free_port() -> int:
@@ -64,7 +64,7 @@ def losses_of(workdir: Path) -> np.ndarray:
 
 def parameters_of(workdir: Path) -> np.ndarray:
     """All the student's parameters at the end, in one row."""
-    _, variables, _ = corpus.load_encoder(workdir, which="student")
+    _, variables, _ = read_network(workdir, which="student")
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(variables["params"])])
 
 

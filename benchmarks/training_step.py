@@ -22,7 +22,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from sdpn_jax.models.network import MEL_BINS, initial_variables, network_of
-from sdpn_jax.training import loop, optim, sharding
+from sdpn_jax.training import optim, sharding
+from sdpn_jax.training.program import program_of, view_shapes
 
 ONCE = "se", "embedding", "head"  # modules that work on one vector of an utterance, not on frames
 PRECISIONS = {  # of the command: compute type, precision of float32 products
@@ -82,7 +83,9 @@ class Ours:
 
     def __init__(self, config: ConfigDict):
         mesh = sharding.make_mesh(config.mesh.fsdp)
-        program = loop.program_of(config, network_of(config.model), mesh, 1000, lambda step, batch, bank: batch)
+        shapes = view_shapes(config.batch_size, config.views, MEL_BINS)
+        network = network_of(config.model)
+        self.program = program = program_of(config, network, mesh, 1000, lambda step, batch, bank: batch, shapes)
         self.state = program.init()
         self.first = jax.device_get(self.state)
         self.batch = jax.device_put(views_of(config), sharding.batch_sharding(mesh))
@@ -92,7 +95,7 @@ class Ours:
 
     def step(self) -> float:
         self.state, metrics = self.compiled(self.state, self.batch, {})
-        return float(metrics["loss"])
+        return float(self.program.unpack(jax.device_get(metrics))["loss"])
 
     def cost(self) -> dict:
         """What XLA counts for one device: operations and bytes, and the memory that the program holds."""
@@ -112,7 +115,7 @@ def theirs(config: ConfigDict, first, precision: str, compiled: bool) -> Callabl
     run = torch_counterpart.counterpart_of(config, first, device, autocast=precision == "bfloat16")
     if compiled:
         run.student, run.teacher = torch.compile(run.student), torch.compile(run.teacher)
-    arrays = {name: views.astype(np.float32) for name, views in views_of(config).items() if name != "wish"}
+    arrays = {name: views.astype(np.float32) for name, views in views_of(config).items()}
     batch = {name: torch.from_numpy(views).to(device) for name, views in arrays.items()}
     rate = optim.warmup_cosine(
         config.learning_rate * config.batch_size / 256, config.final_learning_rate, config.warmup_steps or 10_000, 10**6
@@ -152,7 +155,7 @@ def views_of(config: ConfigDict) -> dict[str, np.ndarray]:
     shapes = {"global": (views.global_count, views.global_frames), "local": (views.local_count, views.local_frames)}
     draw = lambda shape: rng.standard_normal((config.batch_size, *shape, MEL_BINS), np.float32)  # noqa: E731
     batch = {name: draw(shape).astype(np.float16) for name, shape in shapes.items()}
-    return batch | {"wish": np.zeros(config.batch_size, np.int32)}
+    return batch
 
 
 def benchmark(config: ConfigDict, precision: str, peak: float, bandwidth: float) -> dict:

@@ -2,14 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from configs import librispeech
+from sdpn_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """librispeech.py, still smaller, on a corpus that it speaks itself."""
-    config = librispeech.get_config()
+    config = load("librispeech")
     config.workdir = "runs/demo"
-    config.demo = demo = ConfigDict()
+    demo = config.demo
     demo.train_speakers = 200
     demo.train_utterances = 3
     demo.test_speakers = 20

@@ -1,18 +1,18 @@
 """A small corpus of real speech on a CPU: an encoder of 128 channels, about fifteen minutes on two cores.
 
-    python -m sdpn_jax.data.prepare --input=librispeech/train --output=data/librispeech --augmentations=12
-    python -m sdpn_jax.main --config=configs/librispeech.py --config.eval.input=librispeech \
+    sdpn prepare --input=librispeech/train --output=data/librispeech --augmentations=12
+    sdpn train --config=librispeech --config.eval.input=librispeech \
         --config.eval.trials="('librispeech/trials.txt',)"
 """
 
 from ml_collections import ConfigDict
 
-from configs import vox2
+from sdpn_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """vox2.py with a small encoder, a small batch and few steps."""
-    config = vox2.get_config()
+    config = load("vox2")
     config.workdir = "runs/librispeech"
     config.data_dir = "data/librispeech"
     config.batch_size = 32

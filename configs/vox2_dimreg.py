@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import vox2
+from sdpn_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """vox2.py with the Frobenius norm of the embeddings' correlation matrix in place of KoLeo."""
-    config = vox2.get_config()
+    config = load("vox2")
     config.workdir = "runs/vox2_dimreg"
     config.objective.koleo_weight = 0.0
     config.objective.frobenius_weight = 1.0

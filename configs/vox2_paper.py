@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import vox2
+from sdpn_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """vox2.py with the loss L = L_CE + 0.1 L_DR of the paper."""
-    config = vox2.get_config()
+    config = load("vox2")
     config.workdir = "runs/vox2_paper"
     config.objective.targets = "softmax"
     config.objective.me_max_weight = 0.0

@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from configs import vox2
+from sdpn_jax.config import load
 
 
 def get_config() -> ConfigDict:
     """vox2.py with Sinkhorn targets, KoLeo within one GPU's share, the prototypes' gradient summed over the GPUs."""
-    config = vox2.get_config()
+    config = load("vox2")
     config.workdir = "runs/vox2_released"
     config.prototype_multiplier = 4.0
     config.objective.targets = "sinkhorn"

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from sdpn_jax.data import prepare, synthetic
 from sdpn_jax.eval import score
+from sdpn_jax.speaker.corpus import embed_corpus
 from sdpn_jax.training import loop
 
 SYSTEMS = ("statistics", "untrained", "teacher")
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     _announce("4/4", "scoring", "embeddings of the test speakers, and the equal error rate on all pairs")
     results = {}
     for system in SYSTEMS:
-        corpus.export(corpus / "test", workdir / "scores" / f"{system}.npz", workdir, system)
+        embed_corpus([corpus / "test"], workdir / "scores" / f"{system}.npz", workdir, system)
         scored = score.score(workdir / "scores" / f"{system}.npz", corpus / "trials.txt", workdir / "scores" / system)
         name = "trained" if system == "teacher" else system
         results[f"eer_{name}_percent"] = scored["eer_percent"]
@@ -76,10 +77,10 @@ What is where
   {workdir}/results.json    the table above
 
 The same with your own recordings (a folder of WAV, FLAC, OGG, MP3 or M4A; no labels)
-  python -m sdpn_jax.data.prepare --input=RECORDINGS --output=data/mine [--noise=MUSAN --rirs=RIRS]
-  python -m sdpn_jax.main --config=configs/librispeech.py --config.data_dir=data/mine --workdir=runs/mine
-  python -m sdpn_jax.speaker.corpus --workdir=runs/mine --input=OTHER_RECORDINGS --output=embeddings.npz
-  python -m sdpn_jax.eval.score --embeddings=embeddings.npz --trials=TRIALS.txt --output=scores   (lines: 1 a.wav b.wav)
+  sdpn prepare --input=RECORDINGS --output=data/mine [--noise=MUSAN --rirs=RIRS]
+  sdpn train --config=librispeech --config.data_dir=data/mine --workdir=runs/mine
+  sdpn embed OTHER_RECORDINGS --model=runs/mine --output=embeddings.npz
+  sdpn score --embeddings=embeddings.npz --trials=TRIALS.txt --output=scores   (lines: 1 a.wav b.wav)
 """
 
 

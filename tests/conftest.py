@@ -1,17 +1,15 @@
 """Fixtures shared by all tests: where the optional measuring data and golden vectors are."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-# What several tests, or the commands that they start, compile alike is compiled once in a test run, whose worker
-# processes (pytest-xdist) inherit the variables.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="sdpn_jax_compiled_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# What tests compile is kept between runs; the worker processes of a run (pytest-xdist) inherit the variables, as do the
+# commands that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/sdpn_jax/tests").expanduser()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _folder(variable: str) -> Path:
@@ -34,3 +32,12 @@ def speech() -> Path:
 def golden() -> Path:
     """The folder of numbers printed by the released PyTorch code."""
     return _folder("SDPN_JAX_GOLDEN")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures saved during the test."""
+    saved = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (saved.append(figure), savefig(figure, path)))
+    return saved

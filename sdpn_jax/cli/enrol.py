@@ -1,40 +1,36 @@
-"""Enrols a named speaker in a gallery, with one or more recordings.
+"""`sdpn enrol`: a named speaker into a gallery."""
 
-    python -m sdpn_jax.cli.enrol ann1.wav ann2.wav --name=Ann --gallery=team.npz --model=MODEL
-
-The gallery is made where there is none. Later recordings of the same name are added to the earlier ones.
-"""
-
-import json
+import json as json_format
 from pathlib import Path
+from typing import Annotated
 
-from absl import flags
+from typer import Argument, Option
 
-from sdpn_jax import errors
-from sdpn_jax.errors import UserError
-from sdpn_jax.speaker import gallery
-from sdpn_jax.speaker.encoder import SpeakerEncoder
+from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
+from sdpn_jax.errors import returns_exit_code
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) < 2:
-        raise UserError("no recordings: python -m sdpn_jax.cli.enrol a.wav --name=NAME --gallery=G.npz --model=M")
-    encoder = SpeakerEncoder.load(FLAGS.model)
-    path = Path(FLAGS.gallery)
-    speakers = gallery.read(path, encoder.fingerprint()) if path.exists() else gallery.new(encoder.fingerprint())
-    speakers.enrol(FLAGS.name, encoder.embed(argv[1:]))
-    gallery.write(path, speakers)
-    count = int(speakers.counts[speakers.names.index(FLAGS.name)])
-    if FLAGS.json:
-        print(json.dumps({"name": FLAGS.name, "recordings": count, "speakers": speakers.names, "gallery": str(path)}))
+@returns_exit_code
+def enrol(
+    recordings: Annotated[list[str], Argument(help="Recordings of the speaker.")],
+    name: Annotated[str, Option(help="The speaker.")],
+    gallery: Annotated[str, Option(help="The gallery, an .npz file, made where there is none.")],
+    model: Model,
+    json: Json = False,
+) -> int:
+    """Enrol a named speaker in a gallery; recordings of a name that is there already are added to it."""
+    keep_compiled_programs()
+    from sdpn_jax import SpeakerEncoder
+    from sdpn_jax.speaker import gallery as galleries
+
+    encoder, path = SpeakerEncoder.load(model), Path(gallery)
+    fingerprint = encoder.fingerprint()
+    speakers = galleries.read(path, fingerprint) if path.exists() else galleries.new(fingerprint)
+    speakers.enrol(name, encoder.embed(recordings))
+    galleries.write(path, speakers)
+    count = int(speakers.counts[speakers.names.index(name)])
+    if json:
+        print(json_format.dumps({"name": name, "recordings": count, "speakers": speakers.names, "gallery": str(path)}))
     else:
-        print(f"wrote {path}: {len(speakers.names)} speakers in all, {count} recordings of {FLAGS.name}")
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", None, "Model folder, training workdir, or PyTorch checkpoint.", required=True)
-    flags.DEFINE_string("gallery", None, "The gallery, an .npz file.", required=True)
-    flags.DEFINE_string("name", None, "The speaker.", required=True)
-    flags.DEFINE_bool("json", False, "Print one JSON object.")
-    errors.run(main, takes_files=True)
+        print(f"wrote {path}: {len(speakers.names)} speakers in all, {count} recordings of {name}")
+    return 0

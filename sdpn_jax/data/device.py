@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdpn_jax.data import augment, features, records
+from sdpn_jax.data import augment, features
+from sdpn_jax.data.pipeline import Views
+from sdpn_jax.data.shards import Shards
 from sdpn_jax.errors import UserError
 
 MARGIN = features.DEFAULT.n_fft // 2  # samples that the first and the last frame see beyond the view
@@ -69,7 +71,7 @@ def load_bank(directory: str | Path) -> Bank:
         with np.load(path) as arrays:
             return Bank(tuple(arrays["kinds"].tolist()), arrays["noise"], arrays["rirs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): run sdpn_jax.data.prepare --store=waveform again") from error
+        raise UserError(f"{path} cannot be read ({error}): run sdpn prepare --store=waveform again") from error
 
 
 def _as_int16(noise: np.ndarray) -> np.ndarray:
@@ -197,15 +199,15 @@ def make_views(key, batch: dict, bank: dict, kinds: tuple[str, ...], views) -> d
     }
 
 
-def views_of_step(directory: str | Path, seed: int, views) -> tuple[dict, Callable]:
-    """(bank arrays, function (step, batch, bank arrays) -> views) for a folder of shards; views: pipeline.Views.
+def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callable]:
+    """(bank arrays, function (step, batch, bank arrays) -> views) for open shards.
 
     Batches of prepared features are views already. Segments of waveforms are augmented with a key that is a function of
     (seed, step).
     """
-    if records.read_metadata(directory)["store"] == "log_mel":
+    if shards.store == "log_mel":
         return {}, lambda step, batch, arrays: batch
-    bank = load_bank(directory)
+    bank = load_bank(shards.folder)
 
     def of_step(step, batch, arrays):
         key = jax.random.fold_in(jax.random.key(seed), step)

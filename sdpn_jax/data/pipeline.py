@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import grain
 import joblib
@@ -11,6 +10,7 @@ import numpy as np
 from absl import flags
 
 from sdpn_jax.data import augment, features, records
+from sdpn_jax.data.shards import Shards
 from sdpn_jax.errors import UserError
 
 
@@ -138,7 +138,7 @@ def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
 
 
 def dataset(
-    directory: str | Path,
+    shards: Shards,
     batch_size: int,
     seed: int,
     views: Views,
@@ -152,11 +152,10 @@ def dataset(
     epoch has its own order, and no utterance is twice in a batch. The last `held_out` utterances are left to
     `held_out_crops`.
     """
-    source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
-    used = len(source) - held_out
+    used = shards.utterances - held_out
     in_epoch = steps_per_epoch(used, batch_size) * batch_size
-    shares = (
-        grain.MapDataset.source(source)
+    views_of_utterances = (
+        grain.MapDataset.source(shards.source)
         .slice(slice(0, used))
         .seed(seed)
         .shuffle()
@@ -165,7 +164,7 @@ def dataset(
         .batch(batch_size // process_count)
         .repeat()
     )
-    return shares.slice(slice(process_index, None, process_count))
+    return views_of_utterances.slice(slice(process_index, None, process_count))
 
 
 def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
@@ -197,18 +196,17 @@ def automatic_workers(cores: int) -> int:
 
 
 def held_out_crops(
-    directory: str | Path, held_out: int, frames: int, seed: int, count: int = 4
+    shards: Shards, held_out: int, frames: int, seed: int, count: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crops of the last `held_out` utterances: (log-mel [M, frames, F] float16, number of the utterance of each [M]).
 
     Of each utterance up to `count` stretches that do not overlap, each from a random augmented version where there is
     one; utterances too short for two of them are left out. Raises UserError when fewer than two utterances are left.
     """
-    source = grain.sources.ArrayRecordDataSource(records.shard_paths(directory))
     rng = np.random.default_rng(seed)
     crops, numbers = [], []
-    for number in range(max(len(source) - held_out, 0), len(source)):
-        log_mel = records.decode(source[number]).log_mel
+    for number in range(max(shards.utterances - held_out, 0), shards.utterances):
+        log_mel = records.decode(shards.source[number]).log_mel
         parts = min(count, log_mel.shape[1] // frames)
         if parts < 2:
             continue

@@ -1,27 +1,15 @@
-"""Audio -> shards of float16 log-mel, clean and augmented, ready for training.
+"""Audio -> shards of float16 log-mel, clean and augmented, or of waveforms, ready for training.
 
-    python -m sdpn_jax.data.prepare --input=recordings --output=shards --noise=musan --rirs=RIRS_NOISES
-
-  VoxCeleb1    --input=voxceleb1/wav                  ids as in its trial lists: id10001/1zcIwhmdeo4/00001.wav
-  VoxCeleb2    --input=voxceleb2/dev/aac              M4A is read as it is; ids: id00012/21Uxsk56VDQ/00001.m4a
-  LibriSpeech  --input=LibriSpeech/train-clean-100    ids: 103/1240/103-1240-0000.flac
-  any other    --input=FOLDER, or a text file of paths, or a Kaldi wav.scp
-
-A shard is written by one process, under another name until it is complete; run again after a kill, complete shards are
-kept. What is written depends on the input and the seed alone, not on the number of workers or machines. On several
-machines give each --task_index and --task_count (read from SLURM arrays and Kubernetes indexed jobs), and at the end
-run the same command once with --finish.
+A shard is written by one process, under another name until it is complete; after a kill, complete shards are kept. What
+is written depends on the input and the seed alone, not on the number of workers or machines.
 """
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import json
 import multiprocessing
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,18 +17,16 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from sdpn_jax import errors, storage
+from sdpn_jax import storage
 from sdpn_jax.data import audio, augment, features, records
+from sdpn_jax.data.shards import METADATA
 from sdpn_jax.errors import UserError
 
 UTTERANCES_PER_SHARD = 1024  # at most
 SMALL_CORPUS_SHARDS = 16  # so that a small corpus, too, occupies several workers
-ESTIMATE_HEADERS = 500  # files whose length an estimate reads
-ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
 
 
 @dataclass(frozen=True)
@@ -110,17 +96,29 @@ def prepare(
     seed: int = 0,
     workers: int = 0,
     store: str = "log_mel",
-) -> dict:
+    task_index: int = 0,
+    task_count: int = 1,
+    only_finish: bool = False,
+) -> dict | None:
     """Writes shards, metadata.json and skipped.txt to `output` and returns the metadata.
 
     `source` is what audio.find_utterances takes; `workers` 0 means one for each core; `store` is "log_mel", or
-    "waveform" for augmentation on the accelerator, which needs a bank of noise and rooms beside the shards. Files that
-    cannot be used are skipped, counted and listed in skipped.txt. Raises UserError when nothing usable is left.
+    "waveform" for augmentation on the accelerator, which needs a bank of noise and rooms beside the shards. Of several
+    tasks each writes its own shards alone and returns None; `only_finish` writes none, checks that all are there and
+    closes the folder. Files that cannot be used are skipped, counted and listed in skipped.txt. Raises UserError when
+    nothing usable is left.
     """
+    if not 0 <= task_index < task_count:
+        raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
+    utterances = audio.find_utterances(source)
     recipe = make_recipe(noise, rirs, augmentations, seed, store)
-    shards = plan(audio.find_utterances(source), Path(output))
-    (Path(output) / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
-    write_shards(shards, recipe, workers)
+    shards = plan(utterances, Path(output))
+    if not only_finish:
+        (Path(output) / METADATA).unlink(missing_ok=True)  # incomplete until the end
+        if ours := shards[task_index::task_count]:
+            write_shards(ours, recipe, workers)
+        if task_count > 1:
+            return None
     return finish(shards, recipe, source, noise, rirs)
 
 
@@ -169,7 +167,7 @@ def finish(
         from sdpn_jax.data import device  # which starts JAX
 
         device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
-    storage.write_text(output / "metadata.json", json.dumps(metadata, indent=2) + "\n")
+    storage.write_text(output / METADATA, json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
@@ -301,48 +299,6 @@ def _write_in_worker(shard: Shard) -> None:
     write_shard(shard, _recipe, done)
 
 
-def estimate(utterances: list[tuple[str, Path]], recipe: Recipe, workers: int = 0) -> str:
-    """Hours, size and time to be expected, for people: from a sample of headers and some seconds of preparing."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(utterances))
-    seconds = [audio.seconds_of(utterances[i][1]) for i in order[:ESTIMATE_HEADERS]]
-    readable = [value for value in seconds if value]
-    if not readable:
-        raise UserError(f"none of {len(seconds)} files looked at can be read, first {utterances[order[0]][1]}")
-    hours = len(utterances) * sum(readable) / len(seconds) / 3600
-    make_record("", rng.normal(0, 0.1, 10 * audio.SAMPLE_RATE), recipe)  # what is done once only does not count
-    started, prepared = time.time(), 0.0
-    for i in order:
-        try:
-            waveform = audio.read_audio(utterances[i][1])
-        except audio.AudioError:
-            continue
-        make_record(utterances[i][0], waveform, recipe)
-        prepared += len(waveform) / audio.SAMPLE_RATE
-        if time.time() - started > ESTIMATE_SECONDS:
-            break
-    rate = prepared / (time.time() - started)
-    workers = workers or joblib.cpu_count()
-    versions = 1 + recipe.augmentations
-    gigabytes = hours * 3600 * _bytes_per_second(recipe) / 1e9
-    left = datetime.timedelta(seconds=round(hours * 3600 / rate / workers))
-    return (
-        f"{len(utterances)} files, about {hours:,.1f} hours ({len(seconds)} headers read, "
-        f"{len(seconds) - len(readable)} unreadable)\n"
-        f"{versions} versions of each (1 clean, {recipe.augmentations} augmented) as {recipe.store}: "
-        f"about {gigabytes:,.1f} GB\n"
-        f"one core prepares {rate:,.0f} s of audio per second: about {left} with {workers} workers\n"
-        "nothing was written"
-    )
-
-
-def _bytes_per_second(recipe: Recipe) -> float:
-    settings = features.DEFAULT
-    if recipe.store == "waveform":
-        return settings.sample_rate * 2
-    return settings.sample_rate / settings.hop * settings.mel_bins * 2 * (1 + recipe.augmentations)
-
-
 def _one_line(path: str) -> str:
     return path.encode("unicode_escape").decode() if not path.isprintable() else path
 
@@ -360,29 +316,7 @@ def describe(metadata: dict, output: str | Path) -> str:
     )
 
 
-def main(_) -> None:
-    index, count = FLAGS.task_index, FLAGS.task_count
-    if not 0 <= index < count:
-        raise UserError(f"--task_index={index} must be from 0 to --task_count - 1 = {count - 1}")
-    utterances = audio.find_utterances(FLAGS.input)
-    recipe = make_recipe(FLAGS.noise, FLAGS.rirs, FLAGS.augmentations, FLAGS.seed, FLAGS.store)
-    if FLAGS.dry_run:
-        print(estimate(utterances, recipe, FLAGS.workers))
-        return
-    shards = plan(utterances, Path(FLAGS.output))
-    if not FLAGS.finish:
-        (Path(FLAGS.output) / "metadata.json").unlink(missing_ok=True)  # incomplete until the end
-        ours = shards[index::count]
-        if ours:
-            write_shards(ours, recipe, FLAGS.workers)
-        if count > 1:
-            print(f"task {index} of {count}: {len(ours)} shards complete in {FLAGS.output}; when all tasks are done, "
-                  "run the same command once with --finish")  # fmt: skip
-            return
-    print(describe(finish(shards, recipe, FLAGS.input, FLAGS.noise, FLAGS.rirs), FLAGS.output))
-
-
-def task_from_environment(environment: dict) -> tuple[int, int]:
+def task_from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
     """(index, count) of a SLURM array task or of a Kubernetes indexed job (its count as TASK_COUNT); else (0, 1)."""
     if "SLURM_ARRAY_TASK_ID" in environment:
         first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
@@ -390,26 +324,3 @@ def task_from_environment(environment: dict) -> tuple[int, int]:
     if "JOB_COMPLETION_INDEX" in environment and "TASK_COUNT" in environment:
         return int(environment["JOB_COMPLETION_INDEX"]), int(environment["TASK_COUNT"])
     return 0, 1
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    _index, _count = task_from_environment(os.environ)
-    flags.DEFINE_string("input", None, "Folder of audio, text file of paths, or Kaldi wav.scp.", required=True)
-    flags.DEFINE_string("output", None, "Folder for the shards.", required=True)
-    flags.DEFINE_string("noise", None, "Folder of noise (MUSAN, or any); without it coloured noise is made up.")
-    flags.DEFINE_string("rirs", None, "Folder of room impulse responses (RIRS_NOISES); without it they are synthetic.")
-    flags.DEFINE_integer("augmentations", 4, "Augmented versions of every utterance beside the clean one.")
-    flags.DEFINE_enum(
-        "store",
-        "log_mel",
-        ["log_mel", "waveform"],
-        "log_mel: features, clean and augmented; waveform: samples, augmented on the accelerator.",
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of the augmentation.")
-    flags.DEFINE_integer("workers", 0, "Processes; 0 is one for each core.", lower_bound=0)
-    flags.DEFINE_integer("task_index", _index, "This machine's number, from 0; default from SLURM or Kubernetes.")
-    flags.DEFINE_integer("task_count", _count, "Machines that share the work; the last step is then --finish.")
-    flags.DEFINE_bool("finish", False, "Only check that all shards are complete and write metadata.json.")
-    flags.DEFINE_bool("dry_run", False, "Only say how many hours there are, and what size and time to expect.")
-    errors.run(main)

@@ -1,18 +1,13 @@
-"""The shard format: one ArrayRecord record per utterance, and the metadata beside the shards.
+"""The record format of shards: one ArrayRecord record for each utterance.
 
 A record is a little-endian header, the id in UTF-8, zeros up to a multiple of 8 bytes, then the arrays: log-mel and
 tail in float16, or in shards of waveforms the samples in int16.
 """
 
-import dataclasses
-import json
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
@@ -72,7 +67,7 @@ def decode(record: bytes) -> Utterance | Recording:
     Raises UserError for bytes of another format or version, or of the wrong length.
     """
     if len(record) < HEADER.size or record[:4] != MAGIC:
-        raise UserError("a record is not of this project's format: make the shards again with sdpn_jax.data.prepare")
+        raise UserError("a record is not of this project's format: make the shards again with sdpn prepare")
     _, version, versions, name_bytes, frames, bins, num_samples = HEADER.unpack_from(record)
     if version != VERSION:
         raise UserError(f"a record has format version {version}, this program reads {VERSION}: make the shards again")
@@ -92,58 +87,3 @@ def decode(record: bytes) -> Utterance | Recording:
         log_mel=values[: sizes[0]].reshape(versions, frames, bins),
         tail=values[sizes[0] :].reshape(versions, features.TAIL_FRAMES, bins),
     )
-
-
-def read_metadata(directory: str | Path) -> dict:
-    """The metadata.json of a folder of shards.
-
-    Raises UserError when there is none, or when its features are not those of this program.
-    """
-    path = Path(directory) / "metadata.json"
-    if not path.exists():
-        raise UserError(
-            f"no prepared shards in {directory} (metadata.json is missing): make them with "
-            f"python -m sdpn_jax.data.prepare --input=FOLDER_OF_AUDIO --output={directory}"
-        )
-    try:
-        metadata = json.loads(path.read_text())
-        theirs = metadata["features"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run sdpn_jax.data.prepare again") from error
-    for field, ours in dataclasses.asdict(features.DEFAULT).items():
-        if theirs.get(field) != ours:
-            raise UserError(
-                f"{path}: the shards were made with {field}={theirs.get(field)}, training needs {field}={ours}: "
-                "prepare them again"
-            )
-    if metadata.get("format_version") != VERSION:
-        raise UserError(
-            f"{path}: format version {metadata.get('format_version')}, this program reads {VERSION}: prepare them again"
-        )
-    return metadata
-
-
-def shard_paths(directory: str | Path) -> list[str]:
-    """The shards named in metadata.json, in order.
-
-    Raises UserError when one is missing, or has not the size that it was written with.
-    """
-    paths = []
-    for shard in read_metadata(directory)["shards"]:
-        path = Path(directory) / shard["name"]
-        size = path.stat().st_size if path.exists() else 0
-        if size != shard["bytes"]:
-            state = f"damaged ({size} bytes instead of {shard['bytes']})" if path.exists() else "missing"
-            raise UserError(f"{path} is {state}: run sdpn_jax.data.prepare again, which makes it anew")
-        paths.append(str(path))
-    return paths
-
-
-def read_shard(path: str | Path) -> Iterator[bytes]:
-    """The records of one shard, in order."""
-    reader = ArrayRecordReader(str(path))
-    try:
-        for i in range(reader.num_records()):
-            yield reader.read([i])[0]
-    finally:
-        reader.close()

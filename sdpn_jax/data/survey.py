@@ -1,26 +1,20 @@
-"""Looks into prepared shards: counts, lengths, pictures of the features, and whether every record decodes.
-
-    python -m sdpn_jax.data.survey --input=data/mine
-    python -m sdpn_jax.data.survey --input=data/mine --config=configs/librispeech.py --step=1000
-
-The second form also draws the views that the training with this config sees in the batch of that step.
-"""
+"""A look into prepared shards: whether every record decodes, counts, lengths, and pictures of the features."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from ml_collections import config_flags
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sdpn_jax import errors
 from sdpn_jax.data import audio, device, features, pipeline, records
+from sdpn_jax.data.shards import Shards, read_metadata
 from sdpn_jax.errors import UserError
+from sdpn_jax.figures import BLUE, COLUMN, drawing
 
 SHOWN_FRAMES = 400  # of an utterance in a picture
 COLOUR_RANGE = (float(np.log(features.DEFAULT.floor)), 5.0)  # of a log-mel, the same in all pictures
@@ -41,12 +35,12 @@ def survey(directory: str | Path, at_most: int = 0, examples: int = 4, seed: int
     Raises UserError when the folder holds no shards of this program.
     """
     found, rng = Survey(), np.random.default_rng(seed)
-    entries = records.read_metadata(directory)["shards"]
+    directory, entries = Path(directory), read_metadata(directory)["shards"]
     share = min(1.0, at_most / sum(entry["utterances"] for entry in entries)) if at_most else 1.0
     seen = set()
     with tqdm(total=len(entries), unit="shard", desc="reading", mininterval=1) as progress:
         for entry in entries:
-            for utterance in _read_shard(Path(directory) / entry["name"], entry, share, rng, found.problems):
+            for utterance in _read_shard(directory / entry["name"], entry, share, rng, found.problems):
                 if utterance.id in seen:
                     found.problems.append(f"{entry['name']}: {utterance.id!r} is there a second time")
                 seen.add(utterance.id)
@@ -83,14 +77,12 @@ def _read_shard(path: Path, entry: dict, share: float, rng: np.random.Generator,
 
 def plot_lengths(seconds: list[float], path: str | Path) -> None:
     """A histogram of the utterances' lengths in seconds."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.hist(seconds, bins=50, color="tab:blue")
-    axes.axvline(float(np.median(seconds)), color="0.2", linestyle="--", label=f"median {np.median(seconds):.1f} s")
-    axes.set(xlabel="Length (s)", ylabel="Utterances")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=200)
+    with drawing(path, COLUMN, 0.6 * COLUMN) as figure:
+        axes = figure.add_subplot()
+        axes.hist(seconds, bins=50, color=BLUE)
+        axes.axvline(float(np.median(seconds)), color="0.2", linestyle="--", label=f"median {np.median(seconds):.1f} s")
+        axes.set(xlabel="Length (s)", ylabel="Utterances")
+        axes.legend()
 
 
 def plot_utterances(utterances: list[records.Utterance], path: str | Path) -> None:
@@ -114,69 +106,50 @@ def plot_views(batch: dict[str, np.ndarray], path: str | Path, utterances: int =
 
 def _plot_log_mels(rows: list[list[tuple[str, np.ndarray]]], path: str | Path) -> None:
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(2.6 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, panels in zip(grid, rows, strict=True):
-        for axes, (name, log_mel) in zip(row, panels, strict=False):
-            axes.set_axis_on()
-            extent = (0, len(log_mel) * features.DEFAULT.hop / features.DEFAULT.sample_rate, 0, log_mel.shape[1])
-            image = axes.imshow(
-                log_mel.T.astype(np.float32), origin="lower", aspect="auto", extent=extent, vmin=COLOUR_RANGE[0],
-                vmax=COLOUR_RANGE[1], interpolation="nearest",
-            )  # fmt: skip
-            axes.set_title(name, fontsize=7, loc="left")
-            axes.tick_params(labelsize=6)
-    for axes in grid[-1]:
-        axes.set_xlabel("Time (s)", fontsize=7)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("Mel bin", fontsize=7)
-    figure.colorbar(image, ax=grid, shrink=0.6, label="log power")
-    figure.savefig(path, dpi=150)
+    with drawing(path, 2.6 * columns, 1.5 * len(rows) + 0.3, axes_grid=False, savefig_dpi=150) as figure:
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for row, panels in zip(grid, rows, strict=True):
+            for axes, (name, log_mel) in zip(row, panels, strict=False):
+                image = _draw_log_mel(axes, name, log_mel)
+        for axes in grid[-1]:
+            axes.set_xlabel("Time (s)")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("Mel bin")
+        figure.colorbar(image, ax=grid, shrink=0.6, label="log power")
 
 
-def views_of_batch(directory: Path, config, step: int) -> dict[str, np.ndarray]:
+def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
+    axes.set_axis_on()
+    axes.set_title(name, loc="left")
+    extent = (0, len(log_mel) * features.DEFAULT.hop / features.DEFAULT.sample_rate, 0, log_mel.shape[1])
+    return axes.imshow(
+        log_mel.T.astype(np.float32),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        vmin=COLOUR_RANGE[0],
+        vmax=COLOUR_RANGE[1],
+        interpolation="nearest",
+    )
+
+
+def views_of_batch(shards: Shards, config: ConfigDict, step: int) -> dict[str, np.ndarray]:
     """The views that a training with this config sees in the batch of `step`: {"global", "local"}."""
     views = pipeline.Views(**config.views)
-    batch = pipeline.dataset(directory, config.batch_size, config.seed, views, held_out=config.held_out)[step]
-    bank, make_views = device.views_of_step(directory, config.seed, views)
+    batch = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)[step]
+    bank, make_views = device.views_of_step(shards, config.seed, views)
     return jax.device_get(jax.jit(make_views)(step, batch, bank))
 
 
-def main(_) -> None:
-    directory = Path(FLAGS.input)
-    output = Path(FLAGS.output or directory / "inspection")
-    found, metadata = survey(directory, FLAGS.records), records.read_metadata(directory)
-    if not found.seconds:
-        raise UserError(f"no record of {directory} can be read: {'; '.join(found.problems[:3])}")
-    output.mkdir(parents=True, exist_ok=True)
-    plot_lengths(found.seconds, output / "lengths.png")
-    plot_utterances(found.examples, output / "utterances.png")
-    wrote = ["lengths.png", "utterances.png"]
-    if FLAGS.config:
-        plot_views(views_of_batch(directory, FLAGS.config, FLAGS.step), output / f"views-{FLAGS.step}.png")
-        wrote.append(f"views-{FLAGS.step}.png")
+def report(found: Survey, metadata: dict) -> str:
+    """Counts, lengths and sizes, for people."""
     quartiles = ", ".join(f"{value:.1f}" for value in np.quantile(found.seconds, [0, 0.25, 0.5, 0.75, 1]))
     size = sum(entry["bytes"] for entry in metadata["shards"])
-    print(
+    return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, each clean and "
         f"{metadata['augmentations']} times augmented; {len(metadata['shards'])} shards, {size / 1e9:.2f} GB\n"
         f"{len(found.seconds)} records decoded; lengths in s (least, quartiles, greatest): {quartiles}\n"
-        f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}; {metadata['skipped']} files skipped\n"
-        f"written: {', '.join(wrote)} in {output}"
+        f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}; {metadata['skipped']} files skipped"
     )
-    if found.problems:
-        listed = "\n  ".join(found.problems[:20])
-        raise UserError(f"{len(found.problems)} problems:\n  {listed}\nrun sdpn_jax.data.prepare again")
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string("input", None, "Folder of shards.", required=True)
-    flags.DEFINE_string("output", None, "Folder for the pictures; default <input>/inspection.")
-    flags.DEFINE_integer("records", 0, "Decode so many records at random; 0: all.", lower_bound=0)
-    flags.DEFINE_integer("step", 0, "With --config: draw the views of the batch of this step.", lower_bound=0)
-    config_flags.DEFINE_config_file("config", None, "Training config, to draw its views of batch --step.")
-    errors.run(main)

@@ -1,29 +1,22 @@
-"""Speakers without labels: clusters of embeddings, and the pseudo-labels that they give.
-
-    python -m sdpn_jax.eval.cluster --embeddings=train.npz --clusters=1000 --output=clusters
-
-writes pseudo_labels.txt (`utterance cluster` a line, in the embeddings' order), clusters.json (sizes and quality),
-map.png and sizes.png. Without --clusters several numbers are tried, and that with the highest silhouette is taken.
---speakers=FILE of `utterance speaker` lines, where true labels exist, tells how well clusters and speakers agree.
-"""
+"""Speakers without labels: clusters of embeddings, and the pseudo-labels that they give."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from sklearn import cluster as algorithms
 from sklearn import metrics
 
-from sdpn_jax import errors
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, scoring
-from sdpn_jax.eval.normalisation import unit
 from sdpn_jax.eval.trials import match_ids, read_text
+from sdpn_jax.vectors import unit
 
 AGGLOMERATIVE_LIMIT = 20_000  # utterances, whose distances take 3.2 GB
 SILHOUETTE_SAMPLE = 10_000
 NUMBERS_TRIED = 12
+FILES = ("pseudo_labels.txt", "clusters.json", "map.png", "sizes.png")
 
 
 def cluster(embeddings: np.ndarray, method: str, clusters: int, seed: int = 0) -> np.ndarray:
@@ -153,28 +146,13 @@ def cluster_file(
     return results
 
 
-def main(_) -> None:
-    results = cluster_file(
-        FLAGS.embeddings, FLAGS.output, FLAGS.clusters, FLAGS.method, FLAGS.speakers, FLAGS.map, FLAGS.seed
-    )
+def summary(results: dict) -> str:
+    """What clusters.json holds, a line each."""
+    lines = []
     for name in ("clusters", "largest", "smallest", "silhouette", "speakers", "nmi", "adjusted_rand", "purity"):
         if name in results:
             value = results[name]
-            print(f"{name.replace('_', ' '):<14} {value:,}" if isinstance(value, int) else f"{name:<14} {value:.3f}")
-    for name in ("pseudo_labels.txt", "clusters.json", "map.png", "sizes.png"):
-        print(f"wrote {Path(FLAGS.output) / name}")
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string("embeddings", None, "An .npz or a folder, as sdpn_jax.eval.export writes them.", required=True)
-    flags.DEFINE_string("output", None, "The folder to write into.", required=True)
-    flags.DEFINE_integer("clusters", None, "How many; by default that with the highest silhouette of several tried.", 2)
-    flags.DEFINE_enum(
-        "method", "kmeans", ["kmeans", "agglomerative"],
-        f"kmeans, for any number of utterances, or agglomerative (average linkage), up to {AGGLOMERATIVE_LIMIT:,}.",
-    )  # fmt: skip
-    flags.DEFINE_string("speakers", None, "Lines `utterance speaker`: true labels, to compare with.")
-    flags.DEFINE_enum("map", "pca", ["pca", "tsne"], "How the map's two dimensions are found.")
-    flags.DEFINE_integer("seed", 0, "Of k-means and of t-SNE.")
-    errors.run(main)
+            lines.append(
+                f"{name.replace('_', ' '):<14} {value:,}" if isinstance(value, int) else f"{name:<14} {value:.3f}"
+            )
+    return "\n".join(lines)

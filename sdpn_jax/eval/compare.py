@@ -1,22 +1,15 @@
-"""Compares systems by their score files on one trial list: is B better than A?
-
-    python -m sdpn_jax.eval.compare --trials=veri_test2.txt --scores=a/scores.txt --scores=b/scores.txt --output=a_and_b
-
-Score files are `enrol test score` lines in the list's order, as sdpn_jax.eval.score writes them. The first system is
-compared with each other one, by a bootstrap over speakers in which all meet the same draws. Writes comparison.json,
-comparison.md, comparison.html and det.png.
-"""
+"""Systems compared by their score files on one trial list, by a bootstrap over speakers with the same draws for all."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
-from sdpn_jax import errors
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, report
 from sdpn_jax.eval.trials import Trials, read_text, read_trials
+
+FILES = ("comparison.json", "comparison.md", "comparison.html", "det.png")
 
 
 def read_scores(path: str | Path, trials: Trials) -> np.ndarray:
@@ -68,22 +61,12 @@ def compare(trials_path: str | Path, score_paths: list[str], output: str | Path,
     return rows
 
 
-def main(_) -> None:
-    rows = compare(FLAGS.trials, FLAGS.scores, FLAGS.output, FLAGS.draws)
+def verdicts(rows: dict[str, dict]) -> str:
+    """A line for each system but the first: is it better than that, and how sure is it."""
     first, *others = rows
-    print(report.markdown(report.table_of(rows)) + "\n")
+    lines = []
     for name in others:
-        better = rows[name]["eer_percent"] < rows[first]["eer_percent"]
+        better = "better" if rows[name]["eer_percent"] < rows[first]["eer_percent"] else "not better"
         sure = "" if rows[name]["p_value"] < 0.05 else ", but the draws do not exclude chance"
-        print(f"{name} is {'better' if better else 'not better'} than {first} (p = {rows[name]['p_value']:.3f}){sure}")
-    for name in ("comparison.json", "comparison.md", "comparison.html", "det.png"):
-        print(f"wrote {Path(FLAGS.output) / name}")
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string("trials", None, "The trial list that all systems scored.", required=True)
-    flags.DEFINE_multi_string("scores", None, "A score file; twice or more.", required=True)
-    flags.DEFINE_string("output", None, "The folder to write into.", required=True)
-    flags.DEFINE_integer("draws", 1000, "Of the bootstrap over speakers.", 10)
-    errors.run(main)
+        lines.append(f"{name} is {better} than {first} (p = {rows[name]['p_value']:.3f}){sure}")
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse
 
-from sdpn_jax.eval.metrics import det_points
+from sdpn_jax.eval.metrics import crossing, det_points
 
 
 def speakers_of(enrol: Sequence[str], test: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +73,4 @@ def _weighted_eer(weight: np.ndarray, is_target: np.ndarray, last: np.ndarray) -
         return np.nan
     miss = np.append(0, np.cumsum(targets)[last] / total[0])
     false_alarm = np.append(1, 1 - np.cumsum(nontargets)[last] / total[1])
-    gap = miss - false_alarm
-    after = int(np.searchsorted(gap, 0.0))
-    before = after - 1
-    way = -gap[before] / (gap[after] - gap[before])
-    return float(miss[before] + way * (miss[after] - miss[before]))
+    return crossing(miss, false_alarm)[0]

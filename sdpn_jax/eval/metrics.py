@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.vectors import unit
 
 
 def det_points(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,13 +62,22 @@ def eer_and_threshold(scores: ArrayLike, labels: ArrayLike) -> tuple[float, floa
     smaller |miss - false alarm| (the lower one when they are equally far); it is always one of the scores.
     """
     thresholds, miss, false_alarm = det_points(scores, labels)
-    gap = miss - false_alarm  # rises strictly from -1 to 1
+    rate, before = crossing(miss, false_alarm)
+    gap = np.abs(miss - false_alarm)
+    nearest = before if gap[before] <= gap[before + 1] else before + 1
+    return rate, float(thresholds[nearest])
+
+
+def crossing(miss: np.ndarray, false_alarm: np.ndarray) -> tuple[float, int]:
+    """(rate, number of the point before) where straight lines between the points of a ROC meet miss = false alarm.
+
+    miss [M] rises from 0 to 1, false_alarm [M] falls from 1 to 0, as `det_points` gives them.
+    """
+    gap = miss - false_alarm  # rises from -1 to 1
     after = int(np.searchsorted(gap, 0.0))
     before = after - 1
-    way = -gap[before] / (gap[after] - gap[before])
-    rate = miss[before] + way * (miss[after] - miss[before])
-    nearest = before if -gap[before] <= gap[after] else after
-    return float(rate), float(thresholds[nearest])
+    share = -gap[before] / (gap[after] - gap[before])
+    return float(miss[before] + share * (miss[after] - miss[before])), before
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
@@ -103,8 +113,8 @@ def crop_retrieval(embeddings: ArrayLike, utterances: ArrayLike) -> dict[str, fl
         crop_eer_percent: equal error rate of all pairs, those of one utterance being the targets.
     """
     embeddings, utterances = np.asarray(embeddings, np.float64), np.asarray(utterances)
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    cosines = unit @ unit.T
+    units = unit(embeddings)
+    cosines = units @ units.T
     same = utterances[:, None] == utterances
     pairs = np.triu_indices(len(utterances), 1)
     nearest = np.argmax(np.where(np.eye(len(utterances), dtype=bool), -np.inf, cosines), axis=1)

@@ -5,19 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.vectors import unit
 
 BLOCK_BYTES = 2**28  # of one block of scores between trial utterances and the cohort
 
 
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings [N, D] scaled to length 1 in float32; zeros stay zeros."""
-    norms = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
-    return (embeddings / np.where(norms == 0, 1, norms)).astype(np.float32)
-
-
 def subtract_mean(embeddings: np.ndarray, cohort: np.ndarray) -> np.ndarray:
     """Embeddings [N, D] minus the mean [D] of the cohort's, all of unit length before: cosines around their centre."""
-    return unit(embeddings) - unit(cohort).mean(0, dtype=np.float64).astype(np.float32)
+    return _unit32(embeddings) - _unit32(cohort).mean(0, dtype=np.float64).astype(np.float32)
 
 
 def cohort_statistics(embeddings: np.ndarray, cohort: np.ndarray, top: int | None = None) -> tuple[np.ndarray, ...]:
@@ -32,9 +27,9 @@ def cohort_statistics(embeddings: np.ndarray, cohort: np.ndarray, top: int | Non
         )
     if top is not None and top < 2:
         raise UserError(f"a cohort of the {top} nearest has no standard deviation: choose 2 or more")
-    cohort, mean, deviation = unit(cohort), np.empty(len(embeddings)), np.empty(len(embeddings))
+    cohort, mean, deviation = _unit32(cohort), np.empty(len(embeddings)), np.empty(len(embeddings))
     for rows in _blocks(len(embeddings), 4 * len(cohort)):
-        scores = unit(embeddings[rows]) @ cohort.T
+        scores = _unit32(embeddings[rows]) @ cohort.T
         if top is not None and top < len(cohort):
             scores = np.partition(scores, -top, axis=1)[:, -top:]
         mean[rows] = scores.mean(1, dtype=np.float64)
@@ -54,6 +49,11 @@ def normalise(
     """
     mean, deviation = statistics
     return ((scores - mean[enrol]) / deviation[enrol] + (scores - mean[test]) / deviation[test]) / 2
+
+
+def _unit32(embeddings: np.ndarray) -> np.ndarray:
+    """Of length 1, in float32: a cohort of tens of thousands is multiplied with every utterance."""
+    return unit(embeddings).astype(np.float32)
 
 
 def _blocks(rows: int, row_bytes: int) -> Iterator[slice]:

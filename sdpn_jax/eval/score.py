@@ -1,17 +1,4 @@
-"""Scores a trial list with exported embeddings: error rates with intervals, scores and plots.
-
-    python -m sdpn_jax.eval.score --embeddings=runs/vox2/voxceleb1.npz --trials=veri_test2.txt --output=runs/vox2/vox1_o
-
-writes into the output folder scores.txt (`enrol test score`, in the list's order), results.json, report.md (a table),
-det.png and histogram.png. Trial lists of VoxCeleb, VoxSRC, Kaldi, CN-Celeb and tables (.csv, .tsv) are told apart by
-their content; of a list without labels only the scores are written.
-
---cohort=EMBEDDINGS of other, unlabelled speech: the cosines are also centred (the cohort's mean subtracted from the
-embeddings) and normalised (S-norm and AS-norm), into scores_centred.txt and so on, and all ways are compared.
---calibration=RESULTS.json of another list: the maps from scores to log-likelihood ratios fitted there are applied,
-into llr.txt and so on, with Cllr and actual costs. --report: all in one page, report.html, with the EER against the
-duration of the utterances and a map of the embeddings.
-"""
+"""A trial list scored with embeddings: with and without normalisation and calibration, as files, tables and figures."""
 
 import contextlib
 import json
@@ -19,9 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
-from sdpn_jax import errors
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
 from sdpn_jax.eval.trials import Trials, add_models, read_models, read_trials, trial_rows
@@ -206,34 +191,3 @@ def summary(results: dict, output: str | Path) -> str:
     """The results as a short text, and where each file is."""
     table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
     return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])
-
-
-def main(_) -> None:
-    results = score(
-        FLAGS.embeddings, FLAGS.trials, FLAGS.output, FLAGS.cohort, FLAGS.top, FLAGS.draws, FLAGS.models,
-        FLAGS.calibration, FLAGS.report, FLAGS.map,
-    )  # fmt: skip
-    print(summary(results, FLAGS.output))
-
-
-if __name__ == "__main__":
-    # Defined here and not on import, so that other commands may import `score` and have flags of the same names.
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string(
-        "embeddings", None, "An .npz with `ids` and `embeddings`, or a folder (embeddings.npy, ids.txt)."
-    )
-    flags.DEFINE_string(
-        "trials", None, "A trial list: `1 enrol test`, `enrol test target`, `enrol test 1`, `enrol test`, .csv or .tsv."
-    )
-    flags.DEFINE_string("output", None, "The folder to write into; files of an earlier run are replaced.")
-    flags.DEFINE_string(
-        "models", None, "Lines `model utterance ...`: the list's models, scored by their utterances' mean embedding."
-    )
-    flags.DEFINE_string("cohort", None, "Embeddings of other, unlabelled speech, for normalised scores.")
-    flags.DEFINE_integer("top", 300, "Of as_norm: how many of the cohort's nearest; at most half of it.", 2)
-    flags.DEFINE_string("calibration", None, "The results.json of another scored list, for log-likelihood ratios.")
-    flags.DEFINE_integer("draws", 1000, "Of the bootstrap over speakers, for intervals and p-values.", 10)
-    flags.DEFINE_bool("report", False, "Also write report.html, one page with all figures.")
-    flags.DEFINE_enum("map", "pca", ["pca", "tsne"], "Of the report: how the map's two dimensions are found.")
-    flags.mark_flags_as_required(["embeddings", "trials", "output"])
-    errors.run(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.vectors import unit
 
 AUDIO_EXTENSIONS = frozenset(
     ("wav", "flac", "mp3", "m4a", "mp4", "aac", "ogg", "opus", "webm", "wma", "aif", "aiff", "sph")
@@ -175,8 +176,7 @@ def add_models(
         )
     means = []
     for names in models.values():
-        of_model = embeddings[[rows[name] for name in names]].astype(np.float64)
-        means.append((of_model / np.maximum(np.linalg.norm(of_model, axis=1, keepdims=True), 1e-30)).mean(0))
+        means.append(unit(embeddings[[rows[name] for name in names]]).mean(0))
     return np.concatenate([embeddings, np.asarray(means, embeddings.dtype)]), [*ids, *models]
 
 
@@ -214,7 +214,7 @@ def trial_rows(ids: Sequence[str], trials: Trials) -> tuple[np.ndarray, np.ndarr
     if missing:
         raise UserError(
             f"{trials.source}: {_blame(trials, missing, 'utterances without an embedding')}; the embeddings' ids look "
-            f"like {ids[0]!r}; export the missing ones with python -m sdpn_jax.speaker.corpus"
+            f"like {ids[0]!r}; embed the missing ones with `sdpn embed`"
         )
     if faults:
         name, (one, other, *_) = next(iter(faults.items()))

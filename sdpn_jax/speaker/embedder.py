@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdpn_jax.models.network import Network
+from sdpn_jax.vectors import unit
 
 STEP = 128  # frames (1.28 s): short lengths are padded to multiples of it
 BATCH_FRAMES = {"cpu": 4096}  # frames of a padded batch on one device: on CPUs its activations should fit the caches
@@ -113,7 +114,7 @@ def mean_of_units(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
     The dot product of two such means is the mean cosine of all pairs of crops.
     """
-    units = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    units = unit(embeddings)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
     return np.add.reduceat(units, starts) / np.asarray(counts)[:, None]
 

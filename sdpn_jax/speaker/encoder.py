@@ -3,20 +3,18 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
-import jax
 import numpy as np
 
 from sdpn_jax.data import audio, features
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network, network_of
+from sdpn_jax.models.network import Network
 from sdpn_jax.speaker import embedder
-from sdpn_jax.weights import model_folder, sdpn_names
+from sdpn_jax.vectors import cosine
+from sdpn_jax.weights.load import load_network
 
 Recording: TypeAlias = str | os.PathLike | tuple[np.ndarray, float]  # a file, or (samples [N] or [N, channels], Hz)
-CACHE = Path("~/.cache/sdpn_jax").expanduser()  # compiled programs, so that they are compiled once on a machine
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeakerEncoder":
-        """The encoder in `path`, which is as in `load_network`, where the errors are.
+        """The encoder in `path`: what that may be, and what is raised, says `sdpn_jax.weights.load.load_network`.
 
-        Compiled programs are kept in ~/.cache/sdpn_jax unless JAX_COMPILATION_CACHE_DIR says where.
+        No setting of JAX is touched. With the variable JAX_COMPILATION_CACHE_DIR set to a folder, JAX keeps what it has
+        compiled there, and the first embedding of the next process comes sooner.
         """
-        keep_compiled_programs()
         return cls(*load_network(path))
 
     def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
@@ -66,8 +64,7 @@ class SpeakerEncoder:
 
     def similarity(self, a: Recording | np.ndarray, b: Recording | np.ndarray) -> float:
         """Cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
-        a, b = (self._embedding(x).astype(np.float64) for x in (a, b))
-        return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+        return float(cosine(self._embedding(a), self._embedding(b)))
 
     def verify(self, a: Recording | np.ndarray, b: Recording | np.ndarray, threshold: float | None = None) -> Verdict:
         """Whether two recordings (or embeddings) are of one speaker.
@@ -77,8 +74,8 @@ class SpeakerEncoder:
         threshold = self.threshold if threshold is None else threshold
         if threshold is None:
             raise UserError(
-                "this model brings no threshold: give one (for example threshold_at_eer in results.json of "
-                "sdpn_jax.eval.score), or load a model folder that was exported with --results"
+                "this model brings no threshold: give one (for example threshold_at_eer in the results.json of "
+                "`sdpn score`), or load a model folder that was exported with --results"
             )
         score = self.similarity(a, b)
         return Verdict(score, float(threshold), score >= threshold)
@@ -89,31 +86,6 @@ class SpeakerEncoder:
                 raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
             return x
         return self.embed(x)
-
-
-def load_network(path: str | os.PathLike) -> tuple[Network, dict, float | None]:
-    """(network, variables, threshold or None) of a trained encoder.
-
-    path: a model folder (sdpn_jax.export_model), a training workdir or a checkpoint of the released PyTorch code, of
-    which the teacher is taken, or weights under the released names (.safetensors). Raises UserError when there is no
-    such thing, or it cannot be read.
-    """
-    path = Path(path)
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            sizes, variables = sdpn_names.from_released(model_folder.read_arrays(path), str(path))
-        else:
-            sizes, _, variables, _ = sdpn_names.read_checkpoint(path)
-        return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), None
-    if model_folder.is_model(path):
-        network, variables, config = model_folder.read_model(path)
-        return network, variables, config["threshold"]
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
-    from sdpn_jax.speaker.corpus import load_encoder  # which loads Orbax
-
-    network, variables, _ = load_encoder(path)
-    return network, variables, None
 
 
 def _waveform(recording: Recording, place: int) -> np.ndarray:
@@ -133,10 +105,3 @@ def _waveform(recording: Recording, place: int) -> np.ndarray:
     except audio.AudioError as error:
         name = f"recording {place}" if isinstance(recording, tuple) else str(recording)
         raise UserError(f"{name}: {error}") from None
-
-
-def keep_compiled_programs() -> None:
-    """Keeps what JAX compiles from now on in CACHE, unless the user has said where."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

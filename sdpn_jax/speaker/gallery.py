@@ -1,6 +1,7 @@
 """Named speakers in a small .npz file: who is enrolled, and who of them a recording sounds like."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
+from sdpn_jax.vectors import cosine, unit
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Gallery:
 
     def enrol(self, name: str, embeddings: np.ndarray) -> None:
         """Adds recordings [M, D] of a speaker, who may be there already."""
-        units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        units = unit(embeddings)
         if name not in self.names:
             self.names.append(name)
             self.sums = np.concatenate([self.sums.reshape(-1, units.shape[1]), np.zeros((1, units.shape[1]))])
@@ -35,10 +37,25 @@ class Gallery:
 
     def scores(self, embedding: np.ndarray) -> list[tuple[str, float]]:
         """(name, cosine with the mean of the speaker's embeddings), the most alike first."""
-        norms = np.linalg.norm(self.sums, axis=1) * np.linalg.norm(embedding)
-        cosines = self.sums @ embedding / np.maximum(norms, 1e-30)
+        cosines = cosine(self.sums, embedding)
         order = np.argsort(-cosines, kind="stable")
         return [(self.names[row], float(cosines[row])) for row in order]
+
+
+def identify(
+    speakers: Gallery, recordings: Sequence[str], embeddings: np.ndarray, threshold: float, show: int
+) -> list[dict]:
+    """For each recording and its embedding [D]: recording, speaker (or None), threshold, ranking of `show` speakers.
+
+    It is the most alike speaker where the cosine reaches the threshold.
+    """
+    results = []
+    for recording, embedding in zip(recordings, embeddings, strict=True):
+        ranking = speakers.scores(embedding)
+        name = ranking[0][0] if ranking and ranking[0][1] >= threshold else None
+        shown = [{"name": other, "score": score} for other, score in ranking[:show]]
+        results.append({"recording": recording, "speaker": name, "threshold": threshold, "ranking": shown})
+    return results
 
 
 def new(model: str) -> Gallery:
@@ -54,7 +71,7 @@ def read(path: str | Path, model: str) -> Gallery:
     except OSError as error:
         raise UserError(f"{path}: cannot read the gallery ({error.strerror or 'not a NumPy file'})") from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is not a gallery: make one with python -m sdpn_jax.cli.enrol") from None
+        raise UserError(f"{path} is not a gallery: make one with `sdpn enrol`") from None
     if str(theirs) != model:
         raise UserError(f"{path} was made with another model: embeddings of two models cannot be compared; enrol again")
     return Gallery(names.tolist(), sums, counts, model)

@@ -6,10 +6,13 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
+from jax.sharding import Mesh
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.training import sharding
 
 JOIN_TIMEOUT_S = 300  # for all processes to arrive
 HEARTBEAT_TIMEOUT_S = 60  # after which a silent host ends the run on all others
@@ -51,7 +54,7 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
-def abandon(error: Exception) -> None:
+def abandon(error: Exception) -> NoReturn:
     """Ends this process of several at once with one line; does not return.
 
     An orderly exit would first wait for the others, which wait for this process in the middle of a step.
@@ -65,29 +68,36 @@ def abandon(error: Exception) -> None:
     os._exit(2)
 
 
-NOTHING, SAVE, STOP = 0, 1, 2  # what a process can wish for
+NOTHING, SAVE, STOP = 0, 1, 2  # what a process can ask of the run
 STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop, saved, and can be resumed
 
 
-class Wishes:
-    """What this process would like of the run: a checkpoint every so many minutes, the last one after SIGTERM.
+class Stopped(Exception):
+    """A run was asked to stop and has saved: at step `done` of `num_steps`."""
 
-    A context: inside it SIGTERM no longer ends the process. Wishes travel with the batch and come back as their
-    maximum over all processes among the step's metrics, so that all of them save, and stop, after the same step.
+    def __init__(self, done: int, num_steps: int):
+        super().__init__(f"stopped by SIGTERM; saved at step {done} of {num_steps}, the same command resumes there")
+
+
+class Requests:
+    """What this process asks of the run: a checkpoint every so many minutes, the last one after SIGTERM.
+
+    A context: inside it SIGTERM no longer ends the process. All processes act on the largest of their requests, so
+    that all of them save, and stop, after the same step.
     """
 
     def __init__(self, checkpoint_minutes: float):
         self._period = 60 * checkpoint_minutes or float("inf")
         self._saved, self._stop = time.monotonic(), False
 
-    def __enter__(self):
+    def __enter__(self) -> "Requests":
         self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
-    def _on_sigterm(self, *_):
+    def _on_sigterm(self, *_) -> None:
         self._stop = True
 
     def saved(self) -> None:
@@ -102,3 +112,12 @@ class Wishes:
             self.saved()  # said once is enough
             return SAVE
         return NOTHING
+
+    def of_all(self, mesh: Mesh) -> int | jax.Array:
+        """The largest request of all processes, who must all ask: a number, or with several an array to be read later.
+
+        Read after the next step has been dispatched, it costs no wait.
+        """
+        if alone():
+            return self.now()
+        return sharding.largest(self.now(), mesh)

@@ -73,6 +73,17 @@ def all_agree(yes: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
 
 
+def largest(number: int, mesh: Mesh) -> jax.Array:
+    """The largest of the numbers of all processes, on every device; all of them must ask."""
+    local = np.full(len(mesh.local_devices), number, np.int32)
+    return _largest_of(mesh)(put_batch({"": local}, mesh)[""])
+
+
+@functools.cache
+def _largest_of(mesh: Mesh):
+    return jax.jit(lambda numbers: numbers.max(), out_shardings=replicated(mesh))
+
+
 @functools.cache
 def _copy_to_every_device(mesh: Mesh):
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -10,11 +10,12 @@ import optax
 
 from sdpn_jax.models.network import Network, initial_variables
 from sdpn_jax.training import losses, optim
+from sdpn_jax.training.health import health
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Which terms the loss has, and how strong; see losses.py and the comments in configs/vox2.py."""
+    """Which terms the loss has, and how strong; see losses.py and sdpn_jax/config.py."""
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
@@ -64,7 +65,7 @@ def forward(network: Network, variables: dict, views, microbatches: int = 1):
     running statistics move by the microbatches' mean.
     """
     batch, num_views, *frame_shape = views.shape
-    if microbatches > 1:  # every so-manieth utterance, which leaves them on their device
+    if microbatches > 1:  # utterances i, i + microbatches, ...: each stays on its device
         shares = views.reshape(batch // microbatches, microbatches, *views.shape[1:]).swapaxes(0, 1)
         *outputs, batch_stats = jax.lax.map(jax.checkpoint(lambda share: forward(network, variables, share)), shares)
         whole = lambda x: x.swapaxes(0, 1).reshape(batch, num_views, -1)  # noqa: E731
@@ -168,58 +169,3 @@ def make_train_step(
         ), metrics
 
     return train_step
-
-
-def health(embedding, targets, log_probability) -> dict:
-    """Signs of life or collapse of one batch: embedding [B, V, D], targets [B, G, K], log_probability [B, V, K].
-
-    All scalars but `mean_target` [K], from which the prototypes used by many batches together can be counted.
-    `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
-    the mean target - mean entropy of a target), the perplexity of the information that a target holds about its
-    utterance: 1 when all utterances have the same target, be it one prototype or all of them equally, at most B.
-    `embedding_std` is the mean over dimensions of the standard deviation of L2-normalised embeddings times sqrt(D) (1:
-    spread evenly over the sphere, 0: all equal). `effective_rank` is the participation ratio tr(C)^2 / |C|_F^2 of their
-    covariance C, between 1 and min(B V - 1, D). `embedding_cosine` and `embedding_cosine_max` are of pairs of the same
-    view group, mean and mean over embeddings of the nearest other one; `agreement` is the share of local views whose
-    likeliest prototype is the teacher's.
-    """
-    entropy = lambda p: -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)  # noqa: E731
-    mean_target = targets.mean((0, 1))
-    in_use, of_each = entropy(mean_target), jnp.mean(entropy(targets))
-    agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
-
-    normalised = losses.l2_normalise(embedding)
-    flat = normalised.reshape(-1, normalised.shape[-1])
-    centred = flat - flat.mean(0)
-    gram = centred.T @ centred if flat.shape[0] > flat.shape[1] else centred @ centred.T
-    batch = normalised.shape[0]
-    cosines = jnp.einsum("ivd,jvd->vij", normalised, normalised)
-    others = ~jnp.eye(batch, dtype=bool)
-    return {
-        "mean_target": mean_target,
-        "prototypes_in_use": jnp.exp(in_use),
-        "targets_told_apart": jnp.exp(in_use - of_each),
-        "target_entropy": of_each,
-        "target_max": jnp.mean(targets.max(-1)),
-        "agreement": jnp.mean(agree.astype(flat.dtype)),
-        "embedding_std": jnp.mean(jnp.std(flat, axis=0)) * flat.shape[1] ** 0.5,
-        "embedding_cosine": jnp.mean(cosines, where=others),
-        "embedding_cosine_max": jnp.mean(jnp.max(cosines, axis=-1, where=others, initial=-1.0)),
-        "effective_rank": jnp.square(jnp.trace(gram)) / jnp.maximum(jnp.sum(jnp.square(gram)), 1e-30),
-    }
-
-
-def looks_collapsed(metrics: dict) -> str | None:
-    """Why these metrics are those of a collapsed run, None for a healthy one.
-
-    Collapsed: all utterances have (nearly) one target, fewer than 1.5 of them told apart; or the embeddings have all
-    but one direction, mean cosine above 0.95 or effective rank below 1.5. At initialisation every network looks so
-    (mean cosine 0.99), hence a judgement only after the warm-up of the learning rate.
-    """
-    if metrics["targets_told_apart"] < 1.5:
-        return f"all utterances have the same target ({metrics['targets_told_apart']:.2f} told apart)"
-    if metrics["embedding_cosine"] > 0.95:
-        return f"all embeddings point the same way (mean cosine {metrics['embedding_cosine']:.3f})"
-    if metrics["effective_rank"] < 1.5:
-        return f"all embeddings lie on one line (effective rank {metrics['effective_rank']:.2f})"
-    return None

@@ -1,9 +1,7 @@
 """A trained encoder as one file of StableHLO, which runs with JAX alone, without this package.
 
-    python -m sdpn_jax.weights.stablehlo --model=models/vox2 --output=vox2.stablehlo
-
-takes float32 samples [batch, samples] at 16 kHz in [-1, 1], of any batch size and any length from 0.1 s, features
-included, and gives embeddings [batch, D], on CPU, CUDA, ROCm and TPU:
+It takes float32 samples [batch, samples] at 16 kHz in [-1, 1], of any batch size and any length from 0.1 s, computes
+the features itself, and gives embeddings [batch, D], on CPU, CUDA, ROCm and TPU:
 
     import jax, soundfile
     encoder = jax.export.deserialize(open("vox2.stablehlo", "rb").read())
@@ -15,13 +13,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax import export
 
-from sdpn_jax import errors
+from sdpn_jax import storage
 from sdpn_jax.data import audio, device
 from sdpn_jax.models.network import Network
-from sdpn_jax.speaker.encoder import load_network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -38,17 +34,9 @@ def serialise(network: Network, variables: dict) -> bytes:
     return export.export(jax.jit(embed), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize()
 
 
-def main(_) -> None:
-    network, variables, _ = load_network(FLAGS.model)
+def write(path: str | Path, network: Network, variables: dict) -> int:
+    """Writes `serialise` of the network to a file; returns its size in bytes."""
     content = serialise(network, variables)
-    output = Path(FLAGS.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(content)
-    print(f"wrote {output} ({len(content) / 1e6:.1f} MB) for {', '.join(PLATFORMS)}; how to load it: --help")
-
-
-if __name__ == "__main__":
-    FLAGS = flags.FLAGS
-    flags.DEFINE_string("model", None, "Model folder, training workdir, or PyTorch checkpoint.", required=True)
-    flags.DEFINE_string("output", None, "The file to write.", required=True)
-    errors.run(main)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    storage.write_bytes(Path(path), content)
+    return len(content)

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from configs import vox2
-from sdpn_jax.compiled import launch_check
+from sdpn_jax import config as configs
+from sdpn_jax.compiled import launch_check, program_text
 from sdpn_jax.errors import UserError
 
 HLO = """
@@ -20,13 +20,13 @@ HLO = """
 
 
 def test_collectives_are_counted_once_with_the_bytes_of_their_result():
-    found = launch_check.collectives(HLO)
+    found = program_text.collectives(HLO)
     assert found == {"all-reduce": {2048: 1, 52: 1}, "all-gather": {64: 1}, "reduce-scatter": {4: 1}}
 
 
 def test_what_a_ring_sends():
     """Four devices: an all-reduce of 8 bytes sends 2 * 3/4 * 8, a gather 3/4 * 8, a scatter to 2 bytes 3 * 2."""
-    sent = launch_check.sent_bytes({"all-reduce": {8: 2}, "all-gather": {8: 1}, "reduce-scatter": {2: 1}}, 4)
+    sent = program_text.sent_bytes({"all-reduce": {8: 2}, "all-gather": {8: 1}, "reduce-scatter": {2: 1}}, 4)
     assert sent == 24 + 6 + 6
 
 
@@ -45,7 +45,7 @@ ENTRY %main {
   ROOT %f = f32[10]{0:T(128)S(1)} negate(%d)
 }
 """
-    assert launch_check.main_memory_bytes(program) == 40 + 24 + 40 + 8
+    assert program_text.main_memory_bytes(program) == 40 + 24 + 40 + 8
 
 
 def test_an_unknown_chip_is_refused():
@@ -56,7 +56,7 @@ def test_an_unknown_chip_is_refused():
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed: pip install libtpu")
 def test_a_small_step_compiled_for_four_absent_chips():
-    config = vox2.get_config()
+    config = configs.load("vox2")
     config.batch_size = 8
     config.model.channels = (16, 16, 16, 16, 24)
     config.views.global_frames = config.views.local_frames = 40

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sdpn_jax.data import features, pipeline, records
 from sdpn_jax.data.pipeline import Views
+from sdpn_jax.data.shards import open_shards, read_shard
 from sdpn_jax.errors import UserError
 
 SMALL = Views(global_frames=40, local_count=3, local_frames=20)
@@ -43,7 +44,7 @@ def shards(tmp_path_factory):
     entries = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
     metadata = {"format_version": records.VERSION, "features": dataclasses.asdict(features.DEFAULT), "shards": entries}
     (folder / "metadata.json").write_text(json.dumps({**metadata, "utterances": 11}))
-    return folder
+    return open_shards(folder)
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,8 +157,8 @@ def test_workers_do_not_change_the_batches(shards):
 def test_every_utterance_once_an_epoch_and_new_orders(shards):
     source = pipeline.dataset(shards, 4, 7, dataclasses.replace(SMALL, mask_probability=0.0))
     ids = {}
-    for path in records.shard_paths(shards):
-        for record in records.read_shard(path):
+    for path in shards.paths:
+        for record in read_shard(path):
             item = records.decode(record)
             ids[item.id] = item.log_mel[0]
 
@@ -180,7 +181,7 @@ def test_a_batch_larger_than_the_corpus_is_refused(shards):
 
 def test_held_out_utterances_are_not_trained_on(shards):
     """Every crop of the training batches and none of the held-out ones is found in the first utterances."""
-    source = [records.decode(record) for path in records.shard_paths(shards) for record in records.read_shard(path)]
+    source = [records.decode(record) for path in shards.paths for record in read_shard(path)]
 
     def owner(crop):
         windows = (
@@ -203,7 +204,7 @@ def test_held_out_utterances_are_not_trained_on(shards):
 
 def test_held_out_crops_do_not_overlap(shards):
     crops, numbers = pipeline.held_out_crops(shards, 11, 20, 0)
-    source = [records.decode(record) for path in records.shard_paths(shards) for record in records.read_shard(path)]
+    source = [records.decode(record) for path in shards.paths for record in read_shard(path)]
     for number in set(numbers):
         starts = []
         for crop in crops[numbers == number]:

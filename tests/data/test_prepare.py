@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import fuzz_preparation
 import numpy as np
 import pytest
 import soundfile
 
-from sdpn_jax.data import audio, features, prepare, records
+from sdpn_jax.data import audio, estimate, features, prepare, records
+from sdpn_jax.data.shards import open_shards, read_metadata, read_shard
 from sdpn_jax.errors import UserError
 
 
@@ -38,9 +40,7 @@ def prepared(corpus, tmp_path_factory):
 
 
 def utterances(folder):
-    return {
-        item.id: item for path in records.shard_paths(folder) for item in map(records.decode, records.read_shard(path))
-    }
+    return {item.id: item for path in open_shards(folder).paths for item in map(records.decode, read_shard(path))}
 
 
 def contents(folder):
@@ -49,7 +49,7 @@ def contents(folder):
 
 def test_metadata_and_skipped_files(prepared, corpus):
     output, metadata = prepared
-    assert metadata == records.read_metadata(output)
+    assert metadata == read_metadata(output)
     assert (metadata["utterances"], metadata["skipped"], metadata["augmentations"]) == (18, 2, 2)
     seconds = sum(soundfile.info(path).duration for path in corpus.glob("s*/*.wav"))
     assert metadata["hours"] == pytest.approx(seconds / 3600)
@@ -123,7 +123,7 @@ def test_nothing_usable(tmp_path):
 
 
 def command_of(source, output, *more):
-    return [sys.executable, "-m", "sdpn_jax.data.prepare", f"--input={source}", f"--output={output}", *more]
+    return commands.command_of("prepare", f"--input={source}", f"--output={output}", *more)
 
 
 @pytest.mark.slow
@@ -144,15 +144,18 @@ def test_ten_kills_do_not_change_a_byte(prepared, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_and_a_closing_step_write_the_same_bytes(prepared, corpus, tmp_path):
-    def run(*more, environment=None):
-        command = command_of(corpus, tmp_path, "--augmentations=2", "--workers=1", *more)
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+def test_two_machines_and_a_closing_step_write_the_same_bytes(prepared, corpus, tmp_path, monkeypatch):
+    def run(*more):
+        inputs = f"--input={corpus}", f"--output={tmp_path}"
+        return commands.sdpn("prepare", *inputs, "--augmentations=2", "--workers=1", *more)
 
     array = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "2"}
-    second = run(environment=array)
+    with monkeypatch.context() as patched:
+        for name, value in array.items():
+            patched.setenv(name, value)
+        second = run()
     assert second.returncode == 0, second.stderr
-    assert "task 1 of 2: 8 shards complete" in second.stdout
+    assert "task 1 of 2: its shards are complete" in second.stdout
     early = run("--finish")
     assert early.returncode == 2
     assert "8 of 16 shards" in early.stderr
@@ -169,8 +172,8 @@ def test_tasks_of_kubernetes():
 
 
 def test_the_estimate_writes_nothing(corpus, monkeypatch):
-    monkeypatch.setattr(prepare, "ESTIMATE_SECONDS", 0.1)
-    said = prepare.estimate(audio.find_utterances(corpus), prepare.make_recipe(None, None, 1, 0), workers=2)
+    monkeypatch.setattr(estimate, "ESTIMATE_SECONDS", 0.1)
+    said = estimate.estimate(audio.find_utterances(corpus), prepare.make_recipe(None, None, 1, 0), workers=2)
     assert "20 files" in said
     assert "2 unreadable" in said
     assert "2 versions of each" in said
@@ -183,7 +186,7 @@ def test_a_shard_cut_in_half_is_made_again(prepared, corpus, tmp_path):
     shard = sorted(tmp_path.glob("*.array_record"))[2]
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(UserError, match="damaged"):
-        records.shard_paths(tmp_path)
+        open_shards(tmp_path)
     prepare.prepare(corpus, tmp_path, augmentations=2, workers=1)
     assert contents(tmp_path) == contents(prepared[0])
 
@@ -233,8 +236,7 @@ def test_a_killed_worker_ends_the_command(tmp_path):
 @pytest.mark.slow
 def test_command_line(corpus, tmp_path):
     def run(*arguments):
-        command = [sys.executable, "-m", "sdpn_jax.data.prepare", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        return commands.sdpn("prepare", *arguments)
 
     done = run(f"--input={corpus}", f"--output={tmp_path}", "--augmentations=0", "--workers=1")
     assert done.returncode == 0, done.stderr

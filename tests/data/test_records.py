@@ -1,8 +1,5 @@
 """The record format and the metadata beside the shards."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,41 +54,6 @@ def test_decoding_copies_nothing():
 def test_foreign_and_damaged_records(damage, message):
     with pytest.raises(UserError, match=message):
         records.decode(damage(records.encode(utterance())))
-
-
-def metadata(**changes):
-    settings = dataclasses.asdict(features.FeatureSettings())
-    return {
-        "format_version": records.VERSION,
-        "features": settings,
-        "shards": [{"name": "a", "bytes": 3}],
-        "utterances": 1,
-        **changes,
-    }
-
-
-def test_metadata(tmp_path):
-    with pytest.raises(UserError, match="metadata.json is missing"):
-        records.read_metadata(tmp_path)
-    path = tmp_path / "metadata.json"
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        records.read_metadata(tmp_path)
-    path.write_text(json.dumps(metadata(features={**metadata()["features"], "mel_bins": 64})))
-    with pytest.raises(UserError, match="mel_bins=64, training needs mel_bins=80"):
-        records.read_metadata(tmp_path)
-    path.write_text(json.dumps(metadata(format_version=0)))
-    with pytest.raises(UserError, match="format version 0"):
-        records.read_metadata(tmp_path)
-    path.write_text(json.dumps(metadata()))
-    assert records.read_metadata(tmp_path)["utterances"] == 1
-    with pytest.raises(UserError, match="a is missing"):
-        records.shard_paths(tmp_path)
-    (tmp_path / "a").write_bytes(b"12")
-    with pytest.raises(UserError, match=r"a is damaged \(2 bytes instead of 3\)"):
-        records.shard_paths(tmp_path)
-    (tmp_path / "a").write_bytes(b"123")
-    assert records.shard_paths(tmp_path) == [str(tmp_path / "a")]
 
 
 def test_recordings_keep_their_samples():

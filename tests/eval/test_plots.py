@@ -6,21 +6,12 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from drawn import curves
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import norm
 
-from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures saved during the test."""
-    saved = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (saved.append(figure), savefig(figure, path)))
-    return saved
 
 
 def synthetic_trials(targets, nontargets, distance, seed=0):
@@ -32,11 +23,6 @@ def synthetic_trials(targets, nontargets, distance, seed=0):
 def legend(owner):
     (box,) = owner.legends if isinstance(owner, Figure) else [owner.get_legend()]
     return [text.get_text() for text in box.get_texts()]
-
-
-def curves(axes):
-    """label -> (x, y) of every labelled line."""
-    return {line.get_label(): line.get_data() for line in axes.lines if not line.get_label().startswith("_")}
 
 
 def test_det_draws_probits_of_both_rates(tmp_path, figures):
@@ -101,37 +87,6 @@ def test_histogram_areas_are_one(tmp_path, figures):
     assert threshold.endswith(f"at {line.get_xdata()[0]:.3f}")
     rates = np.mean(scores[labels == 1] < line.get_xdata()[0]), np.mean(scores[labels == 0] >= line.get_xdata()[0])
     assert rates[0] == pytest.approx(rates[1], abs=1 / 225)
-
-
-def test_training_panels(tmp_path, figures):
-    rows = [{"step": step, "loss": 7.0 - step / 10, "learning_rate": 0.1, "note": "text"} for step in range(5)]
-    rows[2]["loss"] = float("nan")
-    rows += [{"step": 4, "eer_percent_o": 12.5}, {"step": 2, "eer_percent_o": 20.0}, {"step": 2, "eer_percent": 30.0}]
-    rows += [{"step": 1, "loss": 1.5}, {"step": 3, "loss": None}, {"loss": 3.0}]
-    plots.plot_training(rows, tmp_path / "training.png")
-    panels = {axes.get_title(loc="left"): axes for axes in figures[0].axes}
-    assert list(panels) == ["Loss", "EER (%)", "Learning rate"]
-    steps, loss = curves(panels["Loss"])["total"]
-    assert list(steps) == [0, 1, 2, 3, 4]
-    np.testing.assert_allclose(loss, [7.0, 1.5, np.nan, 6.7, 6.6])  # the later row of step 1 counts, the NaN is a gap
-    eer = curves(panels["EER (%)"])
-    assert list(eer) == ["o: best 12.50 at step 4", "best 30.00 at step 2"]
-    np.testing.assert_array_equal(eer["o: best 12.50 at step 4"], [[2, 4], [20.0, 12.5]])
-    assert panels["Learning rate"].get_xlim() == panels["EER (%)"].get_xlim()
-
-
-def test_every_panel(tmp_path, figures):
-    keys = {key for _, panel in plots.PANELS for key in ([panel] if isinstance(panel, str) else panel)}
-    plots.plot_training([dict.fromkeys(keys, 0.5) | {"step": 7}], tmp_path / "training.png")
-    assert len(figures[0].axes) == len(plots.PANELS)
-    assert sum(len(axes.lines) for axes in figures[0].axes) == len(keys)
-
-
-@pytest.mark.parametrize("rows", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])
-def test_nothing_to_plot(tmp_path, rows):
-    with pytest.raises(UserError, match="nothing to plot"):
-        plots.plot_training(rows, tmp_path / "training.png")
-    assert not list(tmp_path.iterdir())
 
 
 def test_global_state_is_left_alone(tmp_path):

@@ -2,12 +2,10 @@
 
 import base64
 import json
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 from sklearn.metrics import roc_curve
 
@@ -28,10 +26,8 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def command(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "sdpn_jax.eval.score", *args], capture_output=True, text=True, timeout=300
-    )
+def command(*arguments):
+    return commands.sdpn("score", *arguments)
 
 
 def test_speakers_of_a_map_have_the_names_of_their_folders():
@@ -176,7 +172,3 @@ def test_output_that_is_a_file(inputs):
     (inputs / "out").write_text("")
     with pytest.raises(UserError, match="cannot write into --output="):
         score(inputs / "e.npz", inputs / "list.txt", inputs / "out")
-
-
-def test_importing_defines_no_flags():
-    assert module.__name__ not in flags.FLAGS.flags_by_module_dict()

@@ -198,7 +198,7 @@ def test_missing_utterances_are_counted_and_shown_with_their_lines():
         trial_rows(["a", "b"], trials)
     assert str(caught.value).startswith(
         "t.txt: 3 of 4 trials name utterances without an embedding (2 utterances), first: line 3 'gone', line 5 'lost'"
-        "; the embeddings' ids look like 'a'; export the missing ones with"
+        "; the embeddings' ids look like 'a'; embed the missing ones with"
     )
 
 

@@ -45,7 +45,8 @@ def recordings(tmp_path, monkeypatch):
 
 
 def run(recordings, output, **task):
-    return corpus.export(recordings, output, "", "statistics", **task)
+    written = corpus.embed_corpus([recordings], output, "", "statistics", **task)
+    return written and written.embeddings
 
 
 def read(output):
@@ -109,5 +110,5 @@ def test_tasks_share_the_list(recordings, tmp_path, monkeypatch):
 def test_nothing_readable(recordings, tmp_path):
     for path in recordings.glob("?.wav"):
         shutil.copy(recordings / "4_broken.wav", path)
-    with pytest.raises(UserError, match=r"no utterance could be read; reasons in .*e\.skipped\.txt"):
+    with pytest.raises(UserError, match=r"none of the 9 recordings can be used, first '.*0\.wav': unreadable"):
         run(recordings, tmp_path / "e.npz")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from commands import sdpn
 from safetensors.numpy import save_file
 
 from sdpn_jax import SpeakerEncoder
@@ -155,7 +156,7 @@ def test_what_is_no_model(model, variables, tmp_path):
 def test_the_package_loads_neither_data_pipeline_nor_training():
     code = (
         "import sys; from sdpn_jax import SpeakerEncoder; heavy = {'grain', 'orbax', 'optax', 'array_record', "
-        "'matplotlib', 'sdpn_jax.train'} & set(sys.modules); assert not heavy, heavy"
+        "'matplotlib', 'sdpn_jax.training', 'sdpn_jax.data.pipeline'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -176,12 +177,6 @@ def test_gallery(tmp_path):
         gallery.read(tmp_path / "other.npz", "one model")
 
 
-def command(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"sdpn_jax.cli.{name}", *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
@@ -193,21 +188,21 @@ def recordings(tmp_path_factory):
 
 def test_verify_command(model, recordings, encoder):
     a, b = recordings / "a.wav", recordings / "b.wav"
-    same = command("verify", a, a, f"--model={model}", "--json")
+    same = sdpn("verify", a, a, f"--model={model}", "--json")
     assert same.returncode == 0, same.stderr
     assert json.loads(same.stdout)["same_speaker"] is True
     score = encoder.similarity(a, b)
-    other = command("verify", a, b, f"--model={model}", f"--threshold={score + 0.01}")
+    other = sdpn("verify", a, b, f"--model={model}", f"--threshold={score + 0.01}")
     assert other.returncode == 1, other.stderr
     assert other.stdout == f"score {score:.4f}, threshold {score + 0.01:.4f}: different speakers\n"
-    wrong = command("verify", a, recordings / "broken.wav", f"--model={model}")
+    wrong = sdpn("verify", a, recordings / "broken.wav", f"--model={model}")
     assert wrong.returncode == 2
     assert "broken.wav: unreadable" in wrong.stderr.strip().splitlines()[-1]
-    assert command("verify", a, f"--model={model}").returncode == 2
+    assert sdpn("verify", a, f"--model={model}").returncode == 2
 
 
 def test_embed_command(model, recordings, encoder, tmp_path):
-    done = command("embed", recordings, f"--model={model}", "-o", tmp_path / "e.npz")
+    done = sdpn("embed", recordings, f"--model={model}", "-o", tmp_path / "e.npz")
     assert done.returncode == 0, done.stderr
     assert "3 embeddings of 12 dimensions written to" in done.stdout
     with np.load(tmp_path / "e.npz") as archive:
@@ -220,13 +215,13 @@ def test_embed_command(model, recordings, encoder, tmp_path):
 
 def test_enrol_and_identify_commands(model, recordings, tmp_path):
     where = f"--gallery={tmp_path}/g.npz", f"--model={model}"
-    assert command("enrol", recordings / "a.wav", "--name=Ann", *where).returncode == 0
-    second = command("enrol", recordings / "b.wav", "--name=Bob", *where)
+    assert sdpn("enrol", recordings / "a.wav", "--name=Ann", *where).returncode == 0
+    second = sdpn("enrol", recordings / "b.wav", "--name=Bob", *where)
     assert "2 speakers in all, 1 recordings of Bob" in second.stdout, second.stderr
-    found = command("identify", recordings / "a.wav", "--threshold=0.999", "--json", *where)
+    found = sdpn("identify", recordings / "a.wav", "--threshold=0.999", "--json", *where)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)[0]["speaker"] == "Ann"
-    nobody = command("identify", recordings / "c.wav", "--threshold=1.001", *where)
+    nobody = sdpn("identify", recordings / "c.wav", "--threshold=1.001", *where)
     assert nobody.returncode == 1
     assert "nobody enrolled" in nobody.stdout
 

@@ -8,6 +8,7 @@ import pytest
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.training import checkpoint
+from sdpn_jax.weights import run
 
 STEPS = 10, 20, 30
 
@@ -39,7 +40,7 @@ def test_the_newest_one(written):
     restored, step = checkpoint.resume(written, parts(0))
     assert step == 30
     np.testing.assert_array_equal(restored["network"]["kernel"], np.full((300, 4), 30))
-    np.testing.assert_array_equal(checkpoint.restore(written, parts(0), 10)[0]["rest"]["step"], 10)
+    np.testing.assert_array_equal(run.restore(written, parts(0), 10)[0]["rest"]["step"], 10)
 
 
 def test_the_config_and_versions_lie_inside(written):
@@ -52,8 +53,8 @@ def test_the_config_and_versions_lie_inside(written):
 def test_a_damaged_newest_one_falls_back_and_is_written_again(written, caplog):
     damage(written, 30)
     with pytest.raises(UserError, match="can be read"):
-        checkpoint.restore(written, parts(0), 30)
-    assert checkpoint.restore(written, parts(0))[1] == 20
+        run.restore(written, parts(0), 30)
+    assert run.restore(written, parts(0))[1] == 20
     assert 30 in written.all_steps(), "only a run that goes on may delete"
     restored, step = checkpoint.resume(written, parts(0))
     assert step == 20
@@ -62,7 +63,7 @@ def test_a_damaged_newest_one_falls_back_and_is_written_again(written, caplog):
     assert "the damaged checkpoint of step 30 is deleted" in caplog.text
     checkpoint.save(written, 30, parts(31), {})
     written.wait_until_finished()
-    assert float(checkpoint.restore(written, parts(0), 30)[0]["rest"]["step"]) == 31
+    assert float(run.restore(written, parts(0), 30)[0]["rest"]["step"]) == 31
 
 
 def test_nothing_is_deleted_when_none_can_be_read(written):
@@ -74,7 +75,7 @@ def test_nothing_is_deleted_when_none_can_be_read(written):
 
 def test_no_checkpoint(tmp_path):
     with checkpoint.manager(tmp_path) as checkpoints, pytest.raises(UserError, match="there is none yet"):
-        checkpoint.restore(checkpoints, parts(0))
+        run.restore(checkpoints, parts(0))
 
 
 def test_which_ones_are_kept(tmp_path):

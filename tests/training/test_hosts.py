@@ -1,4 +1,4 @@
-"""What a process wishes for, and whether it expects others."""
+"""What a process asks of the run, and whether it expects others."""
 
 import os
 import signal
@@ -8,27 +8,27 @@ import pytest
 from sdpn_jax.training import hosts
 
 
-def test_sigterm_becomes_a_wish_to_stop_and_is_itself_again_afterwards():
+def test_sigterm_becomes_a_request_to_stop_and_is_itself_again_afterwards():
     before = signal.getsignal(signal.SIGTERM)
-    with hosts.Wishes(0) as wishes:
-        assert wishes.now() == hosts.NOTHING
+    with hosts.Requests(0) as requests:
+        assert requests.now() == hosts.NOTHING
         os.kill(os.getpid(), signal.SIGTERM)
-        assert wishes.now() == hosts.STOP
+        assert requests.now() == hosts.STOP
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_checkpoint_is_wished_for_once_a_period(monkeypatch):
+def test_a_checkpoint_is_asked_for_once_a_period(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
-    wishes = hosts.Wishes(checkpoint_minutes=2)
+    requests = hosts.Requests(checkpoint_minutes=2)
     heard = []
     for clock[0] in (100, 219, 221, 222, 300, 342):
-        heard.append(wishes.now())
+        heard.append(requests.now())
     assert heard == [hosts.NOTHING, hosts.NOTHING, hosts.SAVE, hosts.NOTHING, hosts.NOTHING, hosts.SAVE]
     clock[0] = 400
-    wishes.saved()  # for another reason
+    requests.saved()  # for another reason
     clock[0] = 500
-    assert wishes.now() == hosts.NOTHING
+    assert requests.now() == hosts.NOTHING
 
 
 @pytest.mark.parametrize(

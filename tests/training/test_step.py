@@ -10,14 +10,13 @@ import scipy.special
 
 from sdpn_jax.models.network import Network
 from sdpn_jax.training import optim
+from sdpn_jax.training.health import health, looks_collapsed
 from sdpn_jax.training.loop import interval_means
 from sdpn_jax.training.step import (
     Objective,
     TrainState,
     forward,
-    health,
     init_state,
-    looks_collapsed,
     make_train_step,
     teacher_targets,
 )

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch_files
-from ml_collections import ConfigDict
 
+from sdpn_jax import config as configs
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
-from sdpn_jax.speaker import corpus
-from sdpn_jax.training import checkpoint, optim
-from sdpn_jax.training.loop import check_same_run, state_of, state_parts
+from sdpn_jax.training import checkpoint, converted, optim
+from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
-from sdpn_jax.weights import convert, sdpn_names, torch_file
+from sdpn_jax.weights import convert, run, sdpn_names, torch_file
 
 SIZES = dict(
     channels=(16, 16, 24, 16, 32), se_bottleneck=8, attention=12, embedding_size=10, hidden_size=20, projection_size=6
@@ -57,7 +56,7 @@ def contents():
 def refused(tmp_path, contents) -> str:
     torch_files.write(tmp_path / "a.pth", contents)
     with pytest.raises(UserError) as told:
-        convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+        converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert "\n" not in str(told.value)
     return str(told.value)
@@ -85,9 +84,9 @@ def test_checkpoint_to_run_to_safetensors(tmp_path, prefix):
     student, teacher = random_variables(1), random_variables(2)
     contents = contents_of(student, teacher, prefix)
     torch_files.write(tmp_path / "a.pth", contents)
-    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
+    converted.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
     for which, expected in {"student": student, "teacher": teacher}.items():
-        network, variables, step = corpus.load_encoder(tmp_path / "run", None, which)
+        network, variables, step = run.read_network(tmp_path / "run", None, which)
         assert (network, step) == (NETWORK, 40)
         equal(variables, expected)
         convert.to_safetensors(tmp_path / "run", tmp_path / "new" / "a.safetensors", which)
@@ -100,11 +99,11 @@ def test_checkpoint_to_run_to_safetensors(tmp_path, prefix):
 def test_a_run_resumes_from_it(tmp_path, contents):
     """The state has the form that training restores, the learning rate goes on at the step, nothing else is kept."""
     torch_files.write(tmp_path / "a.pth", contents)
-    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
+    converted.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
     optimizer = optim.sgd(lambda step: 0.1 * step, 0.8, 1e-4, 2.0, "global", prototype_multiplier=4.0)
     fresh = jax.jit(lambda: init_state(NETWORK, PROTOTYPES, optimizer, seed=0))()
     with checkpoint.manager(tmp_path / "run") as checkpoints:
-        parts, step = checkpoint.resume(checkpoints, state_parts(fresh))
+        parts, step = checkpoint.resume(checkpoints, parts_of(fresh))
     state = state_of(parts)
     assert step == int(state.step) == 40
     equal(state.prototypes, contents["prototypes"])
@@ -120,26 +119,28 @@ def test_a_run_resumes_from_it(tmp_path, contents):
 def test_which_configs_may_go_on(tmp_path, contents):
     """Those of the same sizes, whatever else they say; afterwards the run is like any other."""
     torch_files.write(tmp_path / "a.pth", contents)
-    converted = convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
-    model = {**SIZES, "dtype": "bfloat16", "remat": False}
-    config = ConfigDict({"model": model, "num_prototypes": PROTOTYPES, "batch_size": 8})
-    check_same_run(config, tmp_path / "run")
-    for field, other in {"num_prototypes": 8, "model": {**model, "attention": 13}}.items():
+    began_with = converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    kept = run.read_config(tmp_path / "run")
+    sizes = [f"--config.model.{name}={value}" for name, value in SIZES.items()]
+    of_these = [*sizes, f"--config.num_prototypes={PROTOTYPES}"]
+    configs.check_same_run(configs.load("vox2", of_these), kept, tmp_path / "run")
+    for field in ("num_prototypes", "model.attention"):
         with pytest.raises(UserError, match=field):
-            check_same_run(ConfigDict({**config.to_dict(), field: other}), tmp_path / "run")
-    flags = convert.size_flags(converted)
+            other = configs.load("vox2", [*of_these, f"--config.{field}=13"])
+            configs.check_same_run(other, kept, tmp_path / "run")
+    flags = converted.size_flags(began_with)
     assert "'--config.model.channels=(16, 16, 24, 16, 32)'" in flags
     assert "--config.num_prototypes=7 " in flags
     full = {name: getattr(Network, name) for name in SIZES}
-    assert convert.size_flags({"model": full, "num_prototypes": 1024}) == ""
+    assert converted.size_flags({"model": full, "num_prototypes": 1024}) == ""
 
 
 def test_half_precision(tmp_path):
     """Weights of any floating type become float32."""
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_variables(1))
     torch_files.write(tmp_path / "a.pth", contents_of(halves, halves))
-    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
-    _, variables, _ = corpus.load_encoder(tmp_path / "run")
+    converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    _, variables, _ = run.read_network(tmp_path / "run")
     equal(variables, jax.tree.map(lambda x: np.asarray(x, np.float32), halves))
 
 
@@ -175,10 +176,10 @@ def test_other_contents(tmp_path, contents):
 
 def test_a_run_is_not_overwritten(tmp_path, contents):
     torch_files.write(tmp_path / "a.pth", contents)
-    convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(UserError, match="holds a run already"):
-        convert.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+        converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_text() == before
     assert json.loads(before)["num_prototypes"] == PROTOTYPES
 

@@ -1,0 +1,44 @@
+"""`sdpn inspect`: a look into prepared shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from sdpn_jax.cli.options import Overrides
+from sdpn_jax.errors import UserError, returns_exit_code
+
+
+@returns_exit_code
+def inspect(
+    input: Annotated[str, Option(help="Folder of shards.")],
+    output: Annotated[str | None, Option(help="Folder for the pictures; default: INPUT/inspection.")] = None,
+    records: Annotated[int, Option(help="Decode so many records at random; 0: all.", min=0)] = 0,
+    config: Annotated[
+        str | None, Option(help="A training config, to draw the views that it makes of the batch of --step.")
+    ] = None,
+    step: Annotated[int, Option(help="Of that batch.", min=0)] = 0,
+    overrides: Overrides = None,
+) -> int:
+    """Check that every record of prepared shards decodes, and draw lengths, features and views."""
+    from sdpn_jax import config as configs
+    from sdpn_jax.data import survey
+    from sdpn_jax.data.shards import open_shards, read_metadata
+
+    folder, pictures = Path(input), Path(output or Path(input) / "inspection")
+    found, metadata = survey.survey(folder, records), read_metadata(folder)
+    if not found.seconds:
+        raise UserError(f"no record of {folder} can be read: {'; '.join(found.problems[:3])}")
+    pictures.mkdir(parents=True, exist_ok=True)
+    survey.plot_lengths(found.seconds, pictures / "lengths.png")
+    survey.plot_utterances(found.examples, pictures / "utterances.png")
+    wrote = ["lengths.png", "utterances.png"]
+    if config:
+        chosen = configs.load(config, overrides or ())
+        wrote.append(f"views-{step}.png")
+        survey.plot_views(survey.views_of_batch(open_shards(folder), chosen, step), pictures / wrote[-1])
+    print(f"{survey.report(found, metadata)}\nwritten: {', '.join(wrote)} in {pictures}")
+    if found.problems:
+        listed = "\n  ".join(found.problems[:20])
+        raise UserError(f"{len(found.problems)} problems:\n  {listed}\nrun sdpn prepare again")
+    return 0

@@ -1,0 +1,59 @@
+"""`sdpn prepare`: recordings -> shards for training."""
+
+import os
+from typing import Annotated, Literal
+
+from typer import Option
+
+from sdpn_jax.errors import returns_exit_code
+
+
+@returns_exit_code
+def prepare(
+    input: Annotated[str, Option(help="Folder of audio, text file of paths, or Kaldi wav.scp.")],
+    output: Annotated[str, Option(help="Folder for the shards.")],
+    noise: Annotated[str | None, Option(help="Folder of noise (MUSAN, or any); default: coloured noise.")] = None,
+    rirs: Annotated[str | None, Option(help="Folder of room responses (RIRS_NOISES); default: synthetic.")] = None,
+    augmentations: Annotated[int, Option(help="Augmented versions of an utterance beside the clean one.", min=0)] = 4,
+    store: Annotated[
+        Literal["log_mel", "waveform"],
+        Option(help="Features, clean and augmented; or samples, to be augmented on the accelerator."),
+    ] = "log_mel",
+    seed: Annotated[int, Option(help="Of the augmentation.")] = 0,
+    workers: Annotated[int, Option(help="Processes; 0: one for each core.", min=0)] = 0,
+    task_index: Annotated[
+        int | None, Option("--task_index", help="This machine's number, from 0; default: SLURM's or Kubernetes'.")
+    ] = None,
+    task_count: Annotated[int | None, Option("--task_count", help="Machines that share the work.")] = None,
+    finish: Annotated[
+        bool, Option("--finish", help="Only check that all shards are there, and write metadata.json.")
+    ] = False,
+    dry_run: Annotated[bool, Option("--dry_run", help="Only say what to expect: hours, size, time.")] = False,
+) -> int:
+    """Turn recordings into shards for training: features, clean and augmented, or waveforms.
+
+    VoxCeleb1: --input=voxceleb1/wav. VoxCeleb2: --input=voxceleb2/dev/aac. LibriSpeech:
+    --input=LibriSpeech/train-clean-100.
+
+    After a kill the same command goes on. On several machines give each --task_index and --task_count, then run once
+    with --finish.
+    """
+    from sdpn_jax.data import audio, estimate
+    from sdpn_jax.data import prepare as preparation
+
+    if dry_run:
+        recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store)
+        print(estimate.estimate(audio.find_utterances(input), recipe, workers))
+        return 0
+    default_index, default_count = (0, 1) if finish else preparation.task_from_environment(os.environ)
+    index = default_index if task_index is None else task_index
+    count = default_count if task_count is None else task_count
+    metadata = preparation.prepare(
+        input, output, noise, rirs, augmentations, seed, workers, store, index, count, only_finish=finish
+    )
+    if metadata is None:
+        print(f"task {index} of {count}: its shards are complete in {output}; when all tasks are done, run the same "
+              "command once with --finish")  # fmt: skip
+    else:
+        print(preparation.describe(metadata, output))
+    return 0

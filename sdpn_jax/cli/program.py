@@ -1,0 +1,75 @@
+"""The `sdpn` program: its commands, and how it begins and ends."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from sdpn_jax.cli import options
+from sdpn_jax.cli.cluster import cluster
+from sdpn_jax.cli.compare import compare
+from sdpn_jax.cli.convert import convert
+from sdpn_jax.cli.demo import demo
+from sdpn_jax.cli.embed import embed
+from sdpn_jax.cli.enrol import enrol
+from sdpn_jax.cli.export import export
+from sdpn_jax.cli.identify import identify
+from sdpn_jax.cli.inspect import inspect
+from sdpn_jax.cli.launch_check import launch_check
+from sdpn_jax.cli.prepare import prepare
+from sdpn_jax.cli.score import score
+from sdpn_jax.cli.train import train
+from sdpn_jax.cli.verify import verify
+from sdpn_jax.errors import USER_ERROR
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+app = typer.Typer(name="sdpn", help="Self-supervised speaker verification in JAX.", no_args_is_help=True)
+TRAINING, MODELS, EVALUATION = "Training", "Models", "Evaluation"
+app.command(rich_help_panel=TRAINING)(prepare)
+app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS)(inspect)
+app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS, add_help_option=False)(train)
+app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS)(demo)
+app.command("launch-check", rich_help_panel=TRAINING, context_settings=options.FIELDS)(launch_check)
+app.command(rich_help_panel=EVALUATION)(embed)
+app.command(rich_help_panel=EVALUATION)(score)
+app.command(rich_help_panel=EVALUATION)(compare)
+app.command(rich_help_panel=EVALUATION)(cluster)
+app.command(rich_help_panel=MODELS)(verify)
+app.command(rich_help_panel=MODELS)(enrol)
+app.command(rich_help_panel=MODELS)(identify)
+app.command(rich_help_panel=MODELS)(export)
+app.command(rich_help_panel=MODELS)(convert)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `sdpn ARGUMENTS` in this process and returns its exit code."""
+    try:
+        return app(list(arguments), prog_name="sdpn", standalone_mode=False) or 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+        return USER_ERROR
+
+
+def run() -> None:
+    """The installed program `sdpn`."""
+    if sys.argv[1:2] in (["train"], ["demo"]):
+        use_huge_pages()
+    sys.exit(main(sys.argv[1:]))
+
+
+def use_huge_pages() -> None:
+    """Starts this process again with huge pages for large arrays, which glibc decides only at its start.
+
+    On CPUs a step spends a third of its time on page faults without them (1.23 s against 0.82 s for the encoder).
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -1,0 +1,83 @@
+"""`sdpn train`: a training run, begun or resumed, on one process or several."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from sdpn_jax.cli.options import Config, Overrides
+from sdpn_jax.errors import returns_exit_code
+
+
+def show_help(context: typer.Context, wanted: bool) -> None:
+    """Prints the command's help and every field of the config that is named on the command line."""
+    if not wanted:
+        return
+    from sdpn_jax import config as configs
+
+    print(context.get_help())
+    source = next((word.partition("=")[2] for word in sys.argv if word.startswith("--config=")), "vox2")
+    print(f"\nFields of {source}, each set by --config.FIELD=VALUE:\n\n{configs.describe(configs.load(source))}")
+    raise typer.Exit
+
+
+@returns_exit_code
+def train(
+    config: Config,
+    workdir: Annotated[
+        str | None, Option(help="Where the run goes; default: the config's workdir. A run there is resumed.")
+    ] = None,
+    distributed: Annotated[
+        bool, Option("--distributed", help="Join other processes as SLURM, Kubernetes or TPU metadata say.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, Option(help="HOST:PORT of process 0, where several processes make one run.")
+    ] = None,
+    process_count: Annotated[
+        int | None, Option("--process_count", help="With --coordinator: how many processes there are.")
+    ] = None,
+    process_index: Annotated[
+        int | None, Option("--process_index", help="With --coordinator: this one's number, from 0.")
+    ] = None,
+    help: Annotated[
+        bool, Option("--help", is_eager=True, callback=show_help, help="Show this and all fields.")
+    ] = False,
+    overrides: Overrides = None,
+) -> int:
+    """Train SDPN as a config says, from prepared shards; the same command resumes a run.
+
+    Exit code 143: stopped by SIGTERM after a checkpoint.
+    """
+    from absl import logging
+
+    from sdpn_jax.training import hosts
+
+    if coordinator or distributed or hosts.several_expected(os.environ):
+        hosts.join(coordinator, process_count, process_index)
+    try:
+        return run(config, workdir, overrides or ())
+    except hosts.Stopped as stopped:
+        logging.warning("%s", stopped)
+        return hosts.STOPPED
+    except Exception as error:
+        if hosts.alone():
+            raise
+        hosts.abandon(error)
+
+
+def run(source: str, workdir: str | None, overrides: Sequence[str]) -> int:
+    """Trains, or does all stages of the demo where the config asks for one."""
+    from sdpn_jax import config as configs
+
+    config = configs.load(source, overrides)  # before what takes seconds to import
+    from sdpn_jax import demo
+    from sdpn_jax.training import loop
+
+    if config.demo.train_speakers:
+        demo.run(config, workdir or config.workdir)
+    else:
+        loop.train_and_evaluate(config, workdir or config.workdir)
+    return 0

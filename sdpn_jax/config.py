@@ -1,0 +1,412 @@
+"""The config of a training run: every field with its meaning, unit and bounds, and the checks before a run begins.
+
+A config file is Python with a function get_config() that returns an ml_collections.ConfigDict, made by `default()` or
+`load("vox2")` and changed field by field. On the command line `--config.FIELD=VALUE` changes it further.
+"""
+
+import difflib
+import importlib.util
+import json
+import operator
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from sdpn_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its default, which fixes its type, what it means, and which values make sense."""
+
+    default: Any
+    meaning: str
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    free: bool = False  # whether a resumed run may change it, as it changes no step
+
+
+FIELDS: dict[str, Field] = {
+    "workdir": Field("runs/vox2", "folder of checkpoints, logs and plots; --workdir overrides it", free=True),
+    "data_dir": Field("data/vox2", "folder of shards made by `sdpn prepare`"),
+    "store": Field(
+        "log_mel", "what the shards hold: features, or waveforms augmented on the accelerator",
+        choices=("log_mel", "waveform"),
+    ),
+    "seed": Field(0, "of initialisation, shuffling and crops", at_least=0),
+    "workers": Field(
+        -1, "processes that read ahead; -1: chosen from the number of cores; 0: threads of this process",
+        at_least=-1, free=True,
+    ),
+    "batch_size": Field(384, "utterances over all devices", at_least=2),
+    "microbatches": Field(
+        1, "parts of the batch that pass in turn, to save memory; batch norm sees each alone", at_least=1
+    ),
+    "mesh.fsdp": Field(
+        1, "neighbouring devices that share parameters, teacher and momentum, to save memory", at_least=1, free=True
+    ),
+    "num_epochs": Field(150, "passes over the data", at_least=0),
+    "num_steps": Field(0, "optimizer steps; unless 0 they replace num_epochs", at_least=0),
+    "warmup_epochs": Field(10, "passes during which the learning rate rises", at_least=0),
+    "warmup_steps": Field(0, "steps of the warm-up; unless 0 they replace warmup_epochs", at_least=0),
+    "learning_rate": Field(0.4, "peak at a batch of 256; it is scaled with batch_size", at_least=0.0),
+    "final_learning_rate": Field(1e-5, "at the last step, not scaled", at_least=0.0),
+    "momentum": Field(0.9, "of SGD", at_least=0.0, at_most=1.0),
+    "weight_decay": Field(5e-5, "on tensors of two or more dimensions, not on prototypes", at_least=0.0),
+    "clip_norm": Field(3.0, "largest norm of a gradient; prototypes are not clipped", above=0.0),
+    "clip_scope": Field(
+        "tensor", "whose norm is bounded: each tensor's, that of all together, or none",
+        choices=("tensor", "global", "off"),
+    ),
+    "prototype_multiplier": Field(
+        1.0, "of the prototypes' learning rate; 0: they stay as they were drawn", at_least=0.0
+    ),
+    "ema_momentum": Field(0.996, "of the teacher at step 0", at_least=0.0, at_most=1.0),
+    "final_ema_momentum": Field(1.0, "of the teacher at the last step; a cosine in between", at_least=0.0, at_most=1.0),
+    "num_prototypes": Field(1024, "K", at_least=2),
+    "objective.targets": Field(
+        "balanced", "of the teacher: balanced over time, centred (DINO), softmax (paper), sinkhorn (released code)",
+        choices=("balanced", "centred", "softmax", "sinkhorn"),
+    ),
+    "objective.student_temperature": Field(0.1, "tau of the student's softmax", above=0.0),
+    "objective.sharpening": Field(0.25, "T: targets are the softmax at student_temperature * T", above=0.0),
+    "objective.offset_rate": Field(
+        0.5, "share of the present batch in the offset of balanced and centred targets", at_least=0.0, at_most=1.0
+    ),
+    "objective.sinkhorn_iterations": Field(3, "of sinkhorn targets", at_least=1),
+    "objective.me_max_weight": Field(1.0, "of mean-entropy maximisation of the student's probabilities", at_least=0.0),
+    "objective.koleo_weight": Field(
+        0.1, "of diversity: nearest-neighbour entropy of the embeddings of each view group", at_least=0.0
+    ),
+    "objective.koleo_group": Field(
+        0, "utterances among which KoLeo looks for neighbours; 0: the whole batch", at_least=0
+    ),
+    "objective.off_diagonal_weight": Field(
+        0.0, "of dimension regularisation: squared correlations of the embedding's dimensions", at_least=0.0
+    ),
+    "objective.frobenius_weight": Field(
+        0.0, "of dimension regularisation: Frobenius norm of their correlation matrix", at_least=0.0
+    ),
+    "objective.dimension_normalisation": Field(
+        "l2", "of the embeddings before dimension regularisation", choices=("l2", "standardise")
+    ),
+    "views.global_count": Field(1, "clean views of an utterance, for the teacher", at_least=1),
+    "views.global_frames": Field(400, "their length in frames of 10 ms", at_least=5),
+    "views.local_count": Field(4, "augmented views of an utterance, for the student", at_least=1),
+    "views.local_frames": Field(200, "their length in frames of 10 ms", at_least=5),
+    "views.mask_probability": Field(0.2, "of masking a local view", at_least=0.0, at_most=1.0),
+    "views.mask_max_frames": Field(9, "frames masked at most", at_least=0),
+    "views.mask_max_bins": Field(5, "mel bins masked at most", at_least=0),
+    "views.mask_value": Field(
+        "mean", "what masked values become: the bin's mean, or silence (log of zero power, as in the released code)",
+        choices=("mean", "silence"),
+    ),
+    "model.channels": Field((1024, 1024, 1024, 1024, 3072), "of the encoder's five frame layers", at_least=1),
+    "model.se_bottleneck": Field(128, "channels inside squeeze-excitation", at_least=1),
+    "model.attention": Field(128, "channels of the pooling's attention", at_least=1),
+    "model.embedding_size": Field(512, "D", at_least=1),
+    "model.hidden_size": Field(2048, "of the projection head", at_least=1),
+    "model.projection_size": Field(256, "P", at_least=1),
+    "model.dtype": Field(
+        "bfloat16", "of convolutions and products; parameters, norms, losses and EMA are float32",
+        choices=("bfloat16", "float16", "float32", "float64"),
+    ),
+    "model.remat": Field(False, "compute the inside of the blocks again in the backward pass, to save memory"),
+    "held_out": Field(
+        0, "utterances kept from training, on whose crops the teacher is watched without labels", at_least=0
+    ),
+    "log_every": Field(100, "steps between rows of metrics", at_least=1, free=True),
+    "checkpoint_every": Field(1000, "steps between checkpoints, a multiple of log_every", at_least=1, free=True),
+    "checkpoint_minutes": Field(30.0, "most minutes between checkpoints; 0: no bound", at_least=0.0, free=True),
+    "keep_checkpoints": Field(3, "how many of the newest checkpoints are kept", at_least=1, free=True),
+    "keep_every": Field(0, "unless 0, checkpoints of its multiples are never deleted (steps)", at_least=0, free=True),
+    "profile": Field(False, "record steps 10 to 20 of this start for TensorBoard's profile plug-in", free=True),
+    "eval.input": Field("", "folder of audio, list or shards that the trial lists speak of", free=True),
+    "eval.trials": Field((), "trial lists; none: no evaluation on trials while training", free=True),
+    "eval.every_steps": Field(10000, "steps between evaluations on trials and held-out crops", at_least=1, free=True),
+    "demo.train_speakers": Field(0, "synthetic speakers that a demo trains on; 0: no demo", at_least=0, free=True),
+    "demo.train_utterances": Field(3, "of each of them", at_least=1, free=True),
+    "demo.test_speakers": Field(20, "other synthetic speakers, to test with", at_least=2, free=True),
+    "demo.test_utterances": Field(6, "of each of them", at_least=2, free=True),
+}  # fmt: skip
+
+# What must hold between fields: (fields, whether it does, what to say).
+RULES: tuple[tuple[str, Callable[[ConfigDict], bool], str], ...] = (
+    ("num_steps, num_epochs", lambda c: c.num_steps or c.num_epochs, "one of them must be above 0"),
+    (
+        "checkpoint_every, log_every",
+        lambda c: c.checkpoint_every % c.log_every == 0,
+        "the first must be a multiple of the second, so that the logged means of a resumed run have no seam",
+    ),
+    (
+        "objective.koleo_group, batch_size",
+        lambda c: not c.objective.koleo_group or c.batch_size % c.objective.koleo_group == 0,
+        "the first must divide the second",
+    ),
+    (
+        "objective.koleo_group",
+        lambda c: c.objective.koleo_group != 1,
+        "an utterance alone has no neighbour: choose 2 or more, or 0 for the whole batch",
+    ),
+    (
+        "batch_size, microbatches",
+        lambda c: c.batch_size % c.microbatches == 0,
+        "the second must divide the first",
+    ),
+    (
+        "warmup_steps, num_steps",
+        lambda c: not (c.warmup_steps and c.num_steps) or c.warmup_steps < c.num_steps,
+        "the warm-up must be shorter than the run",
+    ),
+    (
+        "warmup_epochs, num_epochs",
+        lambda c: c.warmup_steps or c.num_steps or c.warmup_epochs < c.num_epochs,
+        "the warm-up must be shorter than the run",
+    ),
+    ("model.channels", lambda c: len(c.model.channels) == 5, "the encoder has five frame layers"),
+    (
+        "model.channels",
+        lambda c: all(channels % 8 == 0 for channels in c.model.channels[1:-1]),
+        "all but the first and the last must be multiples of 8",
+    ),
+    (
+        "eval.trials, eval.input",
+        lambda c: not c.eval.trials or c.eval.input,
+        "eval.input must name the recordings that the trial lists speak of",
+    ),
+    (
+        "eval.trials",
+        lambda c: max(Counter(Path(path).stem for path in c.eval.trials).values(), default=1) == 1,
+        "two lists have the same file name, under which their results are logged: rename one",
+    ),
+)
+
+
+def default() -> ConfigDict:
+    """A config of all fields, locked: SDPN on VoxCeleb2 (arXiv 2308.02774)."""
+    nested: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        group, _, last = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[last] = field.default
+    return ConfigDict(nested).lock()
+
+
+def get(config: ConfigDict, field: str) -> Any:
+    """The value of a field by its full name, such as "model.dtype"."""
+    return operator.attrgetter(field)(config)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError that names every field out of its bounds, its value and the bound."""
+    faults = []
+    for name, field in FIELDS.items():
+        value = get(config, name)
+        if fault := _out_of_bounds(field, value):
+            faults.append(f"{name}={_shown(value)} {fault}")
+    for names, holds, message in () if faults else RULES:
+        if not holds(config):
+            values = ", ".join(f"{name}={_shown(get(config, name))}" for name in names.split(", "))
+            faults.append(f"{values}: {message}")
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+def check_data(config: ConfigDict, utterances: int, store: str) -> None:
+    """Raises UserError where the config does not fit its data: so many prepared utterances of a kind of store."""
+    if store != config.store:
+        raise UserError(
+            f"{config.data_dir} holds shards of {store}, the config says store={config.store!r}: set "
+            f"--config.store={store}, or prepare with --store={config.store}"
+        )
+    if config.held_out >= utterances:
+        raise UserError(f"held_out={config.held_out} must be less than the {utterances} prepared utterances")
+    left = utterances - config.held_out
+    if config.batch_size > left:
+        of = f" of which held_out={config.held_out} are kept from training" if config.held_out else ""
+        raise UserError(f"batch_size={config.batch_size} is more than the {left} prepared utterances{of}: lower it")
+    steps, warmup = run_length(config, left // config.batch_size)
+    if warmup >= steps:
+        raise UserError(
+            f"the warm-up of {warmup} steps (warmup_steps={config.warmup_steps}, warmup_epochs={config.warmup_epochs}) "
+            f"must be shorter than the run of {steps} steps: set --config.warmup_steps below {steps}"
+        )
+
+
+def check_same_run(config: ConfigDict, theirs: dict, workdir: str | Path) -> None:
+    """Raises UserError where a resumed run would compute something else than the run in the workdir began with.
+
+    theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
+    weights fix their sizes alone: once training goes on from them, their config is that of any run.
+    """
+    ours = _flat(as_json(config))
+    known = _flat(theirs)
+    for name, field in FIELDS.items():
+        value = known.get(name, ours[name] if "converted_from" in theirs else _plain(field.default))
+        if not field.free and value != ours[name]:
+            raise UserError(
+                f"{workdir} holds a run with {name}={value}, this config has {ours[name]}: "
+                "choose another --workdir, or delete that one to start anew"
+            )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as it is kept in the workdir: plain dictionaries, lists, numbers and strings."""
+    return json.loads(config.to_json())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.dtype": value} of {"model": {"dtype": value}}."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def run_length(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps of the run, steps of its warm-up)."""
+    return (
+        config.num_steps or config.num_epochs * steps_per_epoch,
+        config.warmup_steps or config.warmup_epochs * steps_per_epoch,
+    )
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a Python file, or of a shipped one by its name ("vox2"), changed by `--config.FIELD=VALUE`s.
+
+    Raises UserError for what is wrong in it, with file and line, and for overrides that name no field or do not fit
+    its type. Values are not checked yet; see `check`.
+    """
+    path = find(str(source))
+    return _overridden(_get_config(path), overrides)
+
+
+def find(source: str) -> Path:
+    """The file of a config: the path itself, else the shipped config of this name; UserError where there is none."""
+    if Path(source).is_file():
+        return Path(source)
+    shipped = {path.stem: path for folder in _shipped_folders() for path in sorted(folder.glob("*.py"))}
+    name = source.removeprefix("configs/").removesuffix(".py")
+    if name in shipped:
+        return shipped[name]
+    raise UserError(f"--config={source}: no such file, and no shipped config; shipped are {', '.join(shipped)}")
+
+
+def describe(config: ConfigDict) -> str:
+    """One line for each field: name, value, meaning and bounds."""
+    width = max(map(len, FIELDS)) + len("--config.=")
+    lines = []
+    for name, field in FIELDS.items():
+        flag = f"--config.{name}={_shown(get(config, name))}"
+        bounds = f" ({', '.join(field.choices)})" if field.choices else ""
+        lines.append(f"  {flag:<{width + 8}}  {field.meaning}{bounds}")
+    return "\n".join(lines)
+
+
+def _out_of_bounds(field: Field, value: Any) -> str:
+    """What is wrong with a value, or nothing."""
+    if field.choices:
+        return "" if value in field.choices else f"is unknown: choose one of {', '.join(map(repr, field.choices))}"
+    numbers = value if isinstance(value, (tuple, list)) else [value]
+    if field.at_least is not None and not all(number >= field.at_least for number in numbers):
+        return f"must be at least {field.at_least:g}"
+    if field.at_most is not None and not all(number <= field.at_most for number in numbers):
+        return f"must be at most {field.at_most:g}"
+    if field.above is not None and not all(field.above < number < float("inf") for number in numbers):
+        return f"must be above {field.above:g}, and finite"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(tuple(value))
+        if isinstance(value, (tuple, list))
+        else repr(value)
+        if isinstance(value, str)
+        else f"{value}"
+    )
+
+
+def _shipped_folders() -> list[Path]:
+    """Where configs lie: inside an installed package, beside the package in a clone."""
+    package = Path(__file__).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def _get_config(path: Path) -> ConfigDict:
+    """What get_config() of the file returns; UserError with file and line for whatever goes wrong in it."""
+    try:
+        config = _module(path).get_config()
+    except UserError:
+        raise
+    except Exception as error:  # a config is a program of the user's: anything may happen in it
+        raise UserError(f"{_place(path, error)}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict: begin with default()")
+    missing = [name for name in FIELDS if not _has(config, name)]
+    if missing:
+        raise UserError(f"{path}: the config has no {missing[0]}: begin with sdpn_jax.config.default() or load('vox2')")
+    return config
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: a config is a Python file, whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _place(path: Path, error: Exception) -> str:
+    """`file, line N` of an error in a config file: the last of its own lines that led there."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an exception in one line; of an unknown field its name and what may have been meant."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    field = re.match(r"\W*(?:Key \W*)?(\w+)\W", text)
+    if isinstance(error, (AttributeError, KeyError)) and field and "has no attribute" not in text:
+        near = difflib.get_close_matches(field[1], [name.rpartition(".")[2] for name in FIELDS], 1)
+        return f"the config has no field {field[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _has(config: ConfigDict, field: str) -> bool:
+    try:
+        get(config, field)
+    except AttributeError:
+        return False
+    return True
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The config after flags such as `--config.batch_size=64`, parsed by ml_collections to the fields' types."""
+    values, arguments = flags.FlagValues(), ["sdpn", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        rest = values(arguments)[1:]
+    except (AttributeError, KeyError) as error:
+        raise UserError(_one_line(error)) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: fields are set by --config.FIELD=VALUE")
+    return values["config"].value

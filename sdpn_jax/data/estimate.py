@@ -1,0 +1,56 @@
+"""What preparing a corpus will take: hours of audio, bytes and time, from a sample, with nothing written."""
+
+import datetime
+import time
+from pathlib import Path
+
+import joblib
+import numpy as np
+
+from sdpn_jax.data import audio, features, prepare
+from sdpn_jax.errors import UserError
+
+ESTIMATE_HEADERS = 500  # files whose length an estimate reads
+ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
+
+
+def estimate(utterances: list[tuple[str, Path]], recipe: prepare.Recipe, workers: int = 0) -> str:
+    """Hours, size and time to be expected, for people: from a sample of headers and some seconds of preparing."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(utterances))
+    seconds = [audio.seconds_of(utterances[i][1]) for i in order[:ESTIMATE_HEADERS]]
+    readable = [value for value in seconds if value]
+    if not readable:
+        raise UserError(f"none of {len(seconds)} files looked at can be read, first {utterances[order[0]][1]}")
+    hours = len(utterances) * sum(readable) / len(seconds) / 3600
+    prepare.make_record("", rng.normal(0, 0.1, 10 * audio.SAMPLE_RATE), recipe)  # what is done once only does not count
+    started, prepared = time.time(), 0.0
+    for i in order:
+        try:
+            waveform = audio.read_audio(utterances[i][1])
+        except audio.AudioError:
+            continue
+        prepare.make_record(utterances[i][0], waveform, recipe)
+        prepared += len(waveform) / audio.SAMPLE_RATE
+        if time.time() - started > ESTIMATE_SECONDS:
+            break
+    rate = prepared / (time.time() - started)
+    workers = workers or joblib.cpu_count()
+    versions = 1 + recipe.augmentations
+    gigabytes = hours * 3600 * _bytes_per_second(recipe) / 1e9
+    left = datetime.timedelta(seconds=round(hours * 3600 / rate / workers))
+    return (
+        f"{len(utterances)} files, about {hours:,.1f} hours ({len(seconds)} headers read, "
+        f"{len(seconds) - len(readable)} unreadable)\n"
+        f"{versions} versions of each (1 clean, {recipe.augmentations} augmented) as {recipe.store}: "
+        f"about {gigabytes:,.1f} GB\n"
+        f"one core prepares {rate:,.0f} s of audio per second: about {left} with {workers} workers\n"
+        "nothing was written"
+    )
+
+
+def _bytes_per_second(recipe: prepare.Recipe) -> float:
+    settings = features.DEFAULT
+    if recipe.store == "waveform":
+        return settings.sample_rate * 2
+    return settings.sample_rate / settings.hop * settings.mel_bins * 2 * (1 + recipe.augmentations)

@@ -1,0 +1,59 @@
+"""A run that begins from a checkpoint of the released PyTorch implementation."""
+
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network
+from sdpn_jax.training import checkpoint, optim
+from sdpn_jax.training.step import TrainState
+from sdpn_jax.weights import run, sdpn_names
+
+
+def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
+    """The state of a run that goes on from these weights at `step`: float32, without momentum or offset yet."""
+    weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher, [prototypes]))
+    student, teacher, [prototypes] = weights
+    # What the optimizer remembers has the same form for all settings.
+    optimizer = optim.sgd(lambda _: 0.0, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
+    opt_state = optimizer.init({"network": student["params"], "prototypes": prototypes})
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        student=student,
+        teacher=teacher,
+        prototypes=prototypes,
+        offset=jnp.zeros(len(prototypes)),
+        opt_state=optax.tree.set(opt_state, count=jnp.asarray(step, jnp.int32)),
+    )
+
+
+def to_workdir(source: str | Path, workdir: str | Path, step: int = 0) -> dict:
+    """Makes a training run of a released checkpoint, at `step`, and returns its config.
+
+    The config says only what the weights do, and where they are from: a run that goes on may choose everything else.
+    Raises UserError when the checkpoint cannot be used or there is a run already.
+    """
+    workdir = Path(workdir)
+    if (workdir / run.CONFIG).exists() or (workdir / run.CHECKPOINTS).exists():
+        raise UserError(f"{workdir} holds a run already: choose another --output, or delete that one")
+    sizes, student, teacher, prototypes = sdpn_names.read_checkpoint(source)
+    config = {"converted_from": str(source), "model": sizes, "num_prototypes": len(prototypes)}
+    state = state_from(student, teacher, prototypes, step)
+    with checkpoint.manager(workdir) as checkpoints:
+        checkpoint.save(checkpoints, step, checkpoint.parts_of(state), config)
+        checkpoints.wait_until_finished()
+    checkpoint.write_config(workdir, config)  # last: a run without it is not whole
+    return config
+
+
+def size_flags(config: dict) -> str:
+    """The flags of `sdpn train`, each with a space after it, for sizes that are not those of configs/vox2.py."""
+    sizes = {"num_prototypes": 1024} | {f"model.{name}": getattr(Network, name) for name in config["model"]}
+    ours = {"num_prototypes": config["num_prototypes"]} | {f"model.{k}": v for k, v in config["model"].items()}
+    other = [f"--config.{name}={value}" for name, value in ours.items() if value != sizes[name]]
+    return "".join(f"{shlex.quote(flag)} " for flag in other)

@@ -1,0 +1,70 @@
+"""The teacher while it learns: EER on trial lists, and how well crops of held-out speech find each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import scoring
+from sdpn_jax.eval.metrics import crop_retrieval
+from sdpn_jax.eval.trials import read_trials, trial_rows
+from sdpn_jax.models.network import Network
+from sdpn_jax.speaker.corpus import read_features
+from sdpn_jax.speaker.embedder import Embedder
+
+
+class Evaluator:
+    """Embeds the same speech again and again with changing weights."""
+
+    def __init__(
+        self,
+        network: Network,
+        trial_lists: Sequence[str],
+        recordings: str,
+        crops: tuple[np.ndarray, np.ndarray] | None,
+    ):
+        """trial_lists speak of `recordings` (folder, list or shards); crops: as pipeline.held_out_crops gives them.
+
+        Raises UserError for lists that cannot be read, have no labels, or name utterances that are not there: now, not
+        after hours of training.
+        """
+        self._embed, self._crops = Embedder(network), crops
+        self._trials = {Path(path).stem: read_trials(path) for path in trial_lists}
+        self._ids: list[str] = []
+        self._log_mels: list[np.ndarray] = []
+        if self._trials:
+            skipped: list[tuple[str, str]] = []
+            for utterance_id, log_mel in read_features(recordings, skipped):
+                self._ids.append(utterance_id)
+                self._log_mels.append(log_mel)
+            for trials in self._trials.values():
+                trials.known_labels()
+                trial_rows(self._ids, trials)
+            logging.info("evaluation on %d utterances, %d files skipped", len(self._ids), len(skipped))
+        if crops:
+            logging.info("crop retrieval on %d crops of %d utterances", len(crops[0]), len(np.unique(crops[1])))
+
+    def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
+        """{"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...} of the teacher's variables."""
+        row: dict[str, float] = {}
+        if self._crops:
+            row |= crop_retrieval(self._embed(variables, list(self._crops[0])), self._crops[1])
+            logging.info(
+                "of held-out crops %.1f %% find one of their utterance, EER %.2f %%",
+                row["crop_retrieval_percent"],
+                row["crop_eer_percent"],
+            )
+        embeddings = self._embed(variables, self._log_mels)
+        for name, trials in self._trials.items():
+            try:
+                results = scoring.evaluate(embeddings, self._ids, trials)
+            except UserError as error:
+                logging.warning("no evaluation on %s: %s", name, error)
+                continue
+            eer, min_dcf = results["eer_percent"], results["min_dcf_0.05"]
+            row |= {f"eer_percent/{name}": eer, f"min_dcf_0.05/{name}": min_dcf}
+            logging.info("EER on %s: %.2f %%, minDCF(0.05) %.3f", name, eer, min_dcf)
+        return row

@@ -1,0 +1,108 @@
+"""What a run writes while it goes: rows of metrics, TensorBoard, a line for people, and how fast it is."""
+
+import datetime
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import scipy.special
+from absl import logging
+from tensorboardX import SummaryWriter
+
+from sdpn_jax import storage
+
+
+class Timer:
+    """Speed since the first step, which compiles and does not count."""
+
+    def __init__(self):
+        self.started, self.waited, self.steps = time.time(), 0.0, 0
+
+    def elapsed(self) -> float:
+        """Seconds, pauses not counted."""
+        return max(time.time() - self.started, 1e-9)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        before = time.time()
+        yield
+        self.waited += time.time() - before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time inside."""
+        before = time.time()
+        yield
+        self.started += time.time() - before
+
+
+class MetricsWriter:
+    """Scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        self._path = workdir / "metrics.jsonl"
+        rows = [row for row in read_rows(self._path) if row["step"] <= first_step]
+        storage.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._board = SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Adds one row of scalars."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> list[dict]:
+        """All rows, also those of before a restart."""
+        self._board.close()
+        return read_rows(self._path)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logging.warning("%s: an incomplete line is left out", path)
+    return rows
+
+
+def interval_means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means of the metrics of some steps, and `prototypes_in_interval`, the perplexity of all their targets' mean."""
+    means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in rows[0]}
+    mean_target = means.pop("mean_target")
+    return {
+        **{name: float(value) for name, value in means.items()},
+        "prototypes_in_interval": float(np.exp(scipy.special.entr(mean_target).sum())),
+    }
+
+
+def log_progress(done: int, num_steps: int, row: dict[str, float], batch_size: int, timer: Timer) -> None:
+    """One line for people: where the run is, how fast, and whether it is healthy."""
+    steps_per_second = timer.steps / timer.elapsed()
+    left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
+    logging.info(
+        "step %d/%d  loss %.3f (cross-entropy %.3f, me-max %.3f, KoLeo %.3f)  prototypes in use %.1f  "
+        "embedding std %.2f  effective rank %.1f  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
+        done,
+        num_steps,
+        row["loss"],
+        row["cross_entropy"],
+        row["me_max"],
+        row["koleo"],
+        row["prototypes_in_use"],
+        row["embedding_std"],
+        row["effective_rank"],
+        steps_per_second,
+        steps_per_second * batch_size,
+        100 * timer.waited / timer.elapsed(),
+        left,
+    )

@@ -1,0 +1,112 @@
+"""What a config computes on a mesh: the jitted beginning and step of a run, and the form its metrics leave in."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from sdpn_jax.config import run_length
+from sdpn_jax.models.network import Network
+from sdpn_jax.training import optim, sharding
+from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a run begins, what a step does, and how many there are.
+
+    init: () -> TrainState; step: (state, batch, noise bank) -> (state, metrics as one array), not compiled yet;
+    metrics: their names and shapes, in the order of that array.
+    """
+
+    init: Callable[[], TrainState]
+    step: Any
+    metrics: dict[str, tuple[int, ...]]
+    num_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+
+    def unpack(self, packed: Float[np.ndarray, " M"]) -> dict[str, np.ndarray]:
+        """{metric: its value} of what a step returned."""
+        sizes = [int(np.prod(shape)) for shape in self.metrics.values()]
+        parts = np.split(np.asarray(packed), np.cumsum(sizes)[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.metrics.items(), parts, strict=True)}
+
+
+def program_of(
+    config: ConfigDict, network: Network, mesh: Mesh, steps_per_epoch: int, make_views: Callable, views: dict
+) -> Program:
+    """The program of a config for the devices of `mesh`.
+
+    make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F]}; views: jax.ShapeDtypeStructs
+    of these.
+    """
+    num_steps, warmup_steps = run_length(config, steps_per_epoch)
+    peak = config.learning_rate * config.batch_size / 256
+    learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
+    optimizer = optim.sgd(
+        learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.clip_norm,
+        config.clip_scope,
+        config.prototype_multiplier,
+    )
+    teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
+    objective = Objective(**config.objective)
+    step_on_views = make_train_step(network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches)
+
+    def init() -> TrainState:
+        return init_state(network, config.num_prototypes, optimizer, config.seed)
+
+    def step(state: TrainState, batch: dict, bank: dict) -> tuple[TrainState, Float[Array, " M"]]:
+        state, metrics = step_on_views(state, make_views(state.step, batch, bank))
+        return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
+
+    state = jax.eval_shape(init)
+    shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views)[1].items()}
+    of_state, everywhere = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
+    return Program(
+        init=jax.jit(init, out_shardings=of_state),
+        step=jax.jit(
+            step,
+            in_shardings=(of_state, sharding.batch_sharding(mesh), everywhere),
+            out_shardings=(of_state, everywhere),
+            donate_argnums=0,
+        ),
+        metrics=shapes,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        peak_learning_rate=peak,
+    )
+
+
+def view_shapes(batch_size: int, views: Any, mel_bins: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global and local views [B, views, T, F] of a batch, float16; views: pipeline.Views or its config."""
+    shapes = {
+        "global": (batch_size, views.global_count, views.global_frames, mel_bins),
+        "local": (batch_size, views.local_count, views.local_frames, mel_bins),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float16) for name, shape in shapes.items()}
+
+
+def compiled(step: Any, state: TrainState, batch: dict, bank: dict) -> Any:
+    """The step compiled for these arguments; the log says what memory it needs on each device."""
+    started = time.time()
+    step = step.lower(state, batch, bank).compile()
+    memory = step.memory_analysis()
+    logging.info(
+        "step compiled in %.0f s; each device needs %.2f GB for state and batch and %.2f GB more during a step",
+        time.time() - started,
+        memory.argument_size_in_bytes / 1e9,
+        (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e9,
+    )
+    return step

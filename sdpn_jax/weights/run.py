@@ -1,0 +1,83 @@
+"""A training run as others read it: its config.json and the networks in its checkpoints. Reading writes nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, initial_variables, network_of
+
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError)  # what Orbax raises for damaged files
+
+
+def read_config(workdir: str | Path) -> dict[str, Any] | None:
+    """The config that the run in this workdir was started with, None where there is no run."""
+    path = Path(workdir) / CONFIG
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): put back the config.json of this run") from error
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    templates: dict[str, Any],
+    step: int | None = None,
+    agree: Callable[[bool], bool] = bool,
+) -> tuple[dict[str, Any], int]:
+    """({part name: tree}, step) of checkpoint `step` (default: the newest readable) for the parts in `templates`.
+
+    Templates (arrays or jax.ShapeDtypeStruct) give shapes, types and shardings. `agree` tells whether all processes
+    could read a checkpoint. Those that cannot be read are named in a warning. Raises UserError when there is no such
+    checkpoint, or when none can be read.
+    """
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    if not steps or (step is not None and step not in steps):
+        have = f"it has steps {steps[::-1]}" if steps else "there is none yet"
+        raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {checkpoints.directory}: {have}")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, templates)
+    items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    why = ""
+    for candidate in steps if step is None else [step]:
+        try:
+            restored = checkpoints.restore(candidate, args=ocp.args.Composite(**items))
+        except UNREADABLE as error:
+            restored, why = None, str(error).strip().splitlines()[0]
+        if agree(restored is not None):
+            return {name: restored[name] for name in templates}, candidate
+        logging.warning("checkpoint %d in %s cannot be read (%s)", candidate, checkpoints.directory, why)
+    raise UserError(
+        f"no checkpoint in {checkpoints.directory} can be read as the model of this config ({why}): "
+        "use the config it was trained with, or another --workdir"
+    )
+
+
+def read_network(
+    workdir: str | Path, step: int | None = None, which: str = "teacher"
+) -> tuple[Network, dict[str, Any], int]:
+    """The network, variables and step of a training run: its "teacher", "student" or, before any step, "untrained".
+
+    Raises UserError when there is no run or no checkpoint.
+    """
+    config = read_config(workdir)
+    if config is None:
+        raise UserError(f"no training run in {workdir} ({CONFIG} is missing): give the --workdir of `sdpn train`")
+    network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
+    if which == "untrained":
+        return network, initial_variables(network, seed), 0
+    folder = Path(workdir).absolute() / CHECKPOINTS
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint in {folder}: there is none yet")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
+    template = jax.eval_shape(lambda: initial_variables(network, seed))
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, options=options) as checkpoints:
+        parts, step = restore(checkpoints, {which: template}, step)
+    return network, parts[which], step
