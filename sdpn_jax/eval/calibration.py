@@ -3,9 +3,11 @@
 import numpy as np
 import scipy.optimize
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from sdpn_jax.eval.metrics import det_points
+
+PULL = 1e-6  # weight of the squared scale beside the mean cross-entropy
 
 
 def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> tuple[float, float]:
@@ -13,22 +15,18 @@ def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> tuple[fl
 
     Logistic regression with targets weighted p_target and nontargets 1 - p_target (Brümmer and du Preez, "Application
     independent evaluation of speaker detection", 2006). Scores that separate the classes perfectly would have no finite
-    scale: a pull of 1e-6 on the squared scale, of standardised scores, keeps it finite. Errors as in `det_points`.
+    scale: a pull on the squared scale, of standardised scores, keeps it finite. Errors as in `det_points`.
     """
     det_points(scores, labels)  # for its errors
     scores, is_target = np.asarray(scores, np.float64), np.asarray(labels) == 1
     centre, spread = scores.mean(), max(scores.std(), 1e-12)
-    x, sign = (scores - centre) / spread, np.where(is_target, 1.0, -1.0)
     weight = np.where(is_target, p_target / is_target.sum(), (1 - p_target) / (~is_target).sum())
+    from sklearn.linear_model import LogisticRegression  # which takes a second
 
-    def objective(parameters):
-        margin = sign * (parameters[0] * x + parameters[1] + logit(p_target))
-        slope = -weight * sign * expit(-margin)
-        value = np.sum(weight * np.logaddexp(0, -margin)) + 1e-6 * parameters[0] ** 2
-        return value, np.array([np.sum(slope * x) + 2e-6 * parameters[0], np.sum(slope)])
-
-    found = scipy.optimize.minimize(objective, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9})
-    scale, offset = found.x
+    # It minimises scale^2 / 2 + C * cross-entropy, and its intercept holds the prior's log-odds too.
+    model = LogisticRegression(C=0.5 / PULL, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    model.fit(((scores - centre) / spread)[:, None], is_target, sample_weight=weight)
+    scale, offset = float(model.coef_[0, 0]), float(model.intercept_[0]) - float(logit(p_target))
     return float(scale / spread), float(offset - scale * centre / spread)
 
 

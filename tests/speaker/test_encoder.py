@@ -161,6 +161,16 @@ def test_the_package_loads_neither_data_pipeline_nor_training():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_loading_changes_no_setting_of_jax(model):
+    code = (
+        "import os, sys, jax; before = dict(jax.config.values), dict(os.environ)\n"
+        "from sdpn_jax import SpeakerEncoder; import numpy as np\n"
+        "SpeakerEncoder.load(sys.argv[1]).embed((np.sin(np.arange(9000.0)), 16000))\n"
+        "assert before == (dict(jax.config.values), dict(os.environ))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=120)
+
+
 def test_gallery(tmp_path):
     speakers = gallery.new("one model")
     speakers.enrol("Ann", np.array([[2.0, 0.0], [0.0, 1.0]]))
