@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from sdpn_jax.errors import UserError
+
+# An ml_collections.ConfigDict with all FIELDS, whose attributes no type checker can know.
+Config: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ FIELDS: dict[str, Field] = {
 }  # fmt: skip
 
 # What must hold between fields: (fields, whether it does, what to say).
-RULES: tuple[tuple[str, Callable[[ConfigDict], bool], str], ...] = (
+RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
     ("num_steps, num_epochs", lambda c: c.num_steps or c.num_epochs, "one of them must be above 0"),
     (
         "checkpoint_every, log_every",
@@ -192,7 +195,7 @@ RULES: tuple[tuple[str, Callable[[ConfigDict], bool], str], ...] = (
 )
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """A config of all fields, locked: SDPN on VoxCeleb2 (arXiv 2308.02774)."""
     nested: dict[str, Any] = {}
     for name, field in FIELDS.items():
@@ -201,12 +204,12 @@ def default() -> ConfigDict:
     return ConfigDict(nested).lock()
 
 
-def get(config: ConfigDict, field: str) -> Any:
+def get(config: Config, field: str) -> Any:
     """The value of a field by its full name, such as "model.dtype"."""
     return operator.attrgetter(field)(config)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Raises UserError that names every field out of its bounds, its value and the bound."""
     faults = []
     for name, field in FIELDS.items():
@@ -221,7 +224,7 @@ def check(config: ConfigDict) -> None:
         raise UserError("; ".join(faults))
 
 
-def check_data(config: ConfigDict, utterances: int, store: str) -> None:
+def check_data(config: Config, utterances: int, store: str) -> None:
     """Raises UserError where the config does not fit its data: so many prepared utterances of a kind of store."""
     if store != config.store:
         raise UserError(
@@ -242,7 +245,7 @@ def check_data(config: ConfigDict, utterances: int, store: str) -> None:
         )
 
 
-def check_same_run(config: ConfigDict, theirs: dict, workdir: str | Path) -> None:
+def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
     """Raises UserError where a resumed run would compute something else than the run in the workdir began with.
 
     theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
@@ -259,7 +262,7 @@ def check_same_run(config: ConfigDict, theirs: dict, workdir: str | Path) -> Non
             )
 
 
-def as_json(config: ConfigDict) -> dict[str, Any]:
+def as_json(config: Config) -> dict[str, Any]:
     """The config as it is kept in the workdir: plain dictionaries, lists, numbers and strings."""
     return json.loads(config.to_json())
 
@@ -276,7 +279,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def run_length(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
+def run_length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
     """(steps of the run, steps of its warm-up)."""
     return (
         config.num_steps or config.num_epochs * steps_per_epoch,
@@ -284,7 +287,7 @@ def run_length(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
     )
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a Python file, or of a shipped one by its name ("vox2"), changed by `--config.FIELD=VALUE`s.
 
     Raises UserError for what is wrong in it, with file and line, and for overrides that name no field or do not fit
@@ -305,7 +308,7 @@ def find(source: str) -> Path:
     raise UserError(f"--config={source}: no such file, and no shipped config; shipped are {', '.join(shipped)}")
 
 
-def describe(config: ConfigDict) -> str:
+def describe(config: Config) -> str:
     """One line for each field: name, value, meaning and bounds."""
     width = max(map(len, FIELDS)) + len("--config.=")
     lines = []
@@ -346,7 +349,7 @@ def _shipped_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def _get_config(path: Path) -> ConfigDict:
+def _get_config(path: Path) -> Config:
     """What get_config() of the file returns; UserError with file and line for whatever goes wrong in it."""
     try:
         config = _module(path).get_config()
@@ -389,7 +392,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def _has(config: ConfigDict, field: str) -> bool:
+def _has(config: Config, field: str) -> bool:
     try:
         get(config, field)
     except AttributeError:
@@ -397,7 +400,7 @@ def _has(config: ConfigDict, field: str) -> bool:
     return True
 
 
-def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+def _overridden(config: Config, overrides: Sequence[str]) -> Config:
     """The config after flags such as `--config.batch_size=64`, parsed by ml_collections to the fields' types."""
     values, arguments = flags.FlagValues(), ["sdpn", *overrides]
     try:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from absl import logging
-from ml_collections import ConfigDict
 
+from sdpn_jax.config import Config
 from sdpn_jax.data import prepare, synthetic
 from sdpn_jax.eval import score
 from sdpn_jax.speaker.corpus import embed_corpus
@@ -14,7 +14,7 @@ from sdpn_jax.training import loop
 SYSTEMS = ("statistics", "untrained", "teacher")
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict:
+def run(config: Config, workdir: str | Path) -> dict:
     """Does every stage under `workdir`, reusing what is there; prints a closing table and returns the results.
 
     <workdir>/results.json holds `eer_<system>_percent` for mean and standard deviation of log-mel ("statistics"), the
@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     loop.train_and_evaluate(config, workdir)
 
     _announce("4/4", "scoring", "embeddings of the test speakers, and the equal error rate on all pairs")
-    results = {}
+    results, scored = {}, {}
     for system in SYSTEMS:
         embed_corpus([corpus / "test"], workdir / "scores" / f"{system}.npz", workdir, system)
         scored = score.score(workdir / "scores" / f"{system}.npz", corpus / "trials.txt", workdir / "scores" / system)

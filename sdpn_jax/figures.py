@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,8 +41,9 @@ def drawing(path: str | Path, width: float, height: float, **style) -> Iterator[
     The path's extension chooses the format (png, pdf, svg); `style` changes single settings of STYLE, with "_" for "."
     in their names.
     """
-    changes = {name.replace("_", ".", 1): value for name, value in style.items()}
-    with matplotlib.rc_context(STYLE | changes):
+    changes: dict[Any, Any] = {name.replace("_", ".", 1): value for name, value in style.items()}
+    settings: dict[Any, Any] = {**STYLE, **changes}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -1,6 +1,7 @@
 """Files that are complete or absent, whenever the program is killed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
+def write_npz(path: Path, **arrays: Any) -> None:
     """As `write_text`, an archive of arrays."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:

@@ -52,9 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        message = getattr(error, "format_message", None)  # what typer raises for arguments that do not fit
+        if message is None:
             raise
-        print(f"error: {error.format_message()} (see --help)", file=sys.stderr)
+        print(f"error: {message()} (see --help)", file=sys.stderr)
         return USER_ERROR
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
-from ml_collections import ConfigDict
 
 from sdpn_jax import config as configs
 from sdpn_jax.compiled.program_text import collectives, main_memory_bytes, sent_bytes
+from sdpn_jax.config import Config
 from sdpn_jax.data import pipeline
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import MEL_BINS, network_of
@@ -40,7 +40,7 @@ CHIPS = {
 }
 
 
-def compile_step(config: ConfigDict, devices: list, num_utterances: int):
+def compile_step(config: Config, devices: list, num_utterances: int):
     """(compiled step, Program) of `config` for these devices, from abstract arguments: nothing is allocated."""
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import soundfile
 import soxr
@@ -22,7 +23,7 @@ class AudioError(Exception):
     """Why a file cannot be used; such files are skipped and listed."""
 
 
-def read_audio(path: str | Path, channel: int | None = None) -> np.ndarray:
+def read_audio(path: str | os.PathLike, channel: int | None = None) -> np.ndarray:
     """The recording as float32 [N] in [-1, 1], mono (mean of the channels, or one `channel` alone), 16 kHz.
 
     WAV, FLAC, OGG and MP3 through libsndfile, M4A, AAC and MP4 through FFmpeg. Raises AudioError for a file that is
@@ -117,7 +118,7 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
                 raise AudioError("unreadable: more than 8 channels")
             to_float = av.AudioResampler(format="fltp")
             blocks = [block.to_ndarray().T for frame in frames for block in to_float.resample(frame)]
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise AudioError(f"unreadable: {error.strerror}") from error
     except (AttributeError, LookupError) as error:  # PyAV's stream of an unknown codec lacks attributes
         raise AudioError("unreadable: unknown codec") from error

@@ -91,7 +91,7 @@ def _draw(files: list[Path], read: Callable, rng: np.random.Generator) -> np.nda
             return read(path)
         except audio.AudioError as error:
             logging.warning("%s cannot be used: %s", path, error)
-    raise UserError(f"{DRAWS} of {DRAWS} files drawn from {path.parent} and its like cannot be decoded: see the log")
+    raise UserError(f"{DRAWS} of {DRAWS} files drawn from {files[0].parent} and others cannot be decoded: see the log")
 
 
 def _noise_stretch(path: Path, num_samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -181,10 +181,10 @@ def fit_length(noise: np.ndarray, num_samples: int, rng: np.random.Generator) ->
 def coloured_noise(num_samples: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise [N] with power spectrum 1 / f^exponent: 0 white, 1 pink, 2 brown."""
     size = scipy.fft.next_fast_len(num_samples, real=True)
-    spectrum = scipy.fft.rfft(rng.standard_normal(size, dtype=np.float32))
+    spectrum = np.asarray(scipy.fft.rfft(rng.standard_normal(size, dtype=np.float32)))
     frequency = np.arange(len(spectrum), dtype=np.float32)
     frequency[0] = np.inf  # no DC
-    return scipy.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), size)[:num_samples]
+    return np.asarray(scipy.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), size))[:num_samples]
 
 
 def synthetic_rir(rt60: float, rng: np.random.Generator) -> np.ndarray:

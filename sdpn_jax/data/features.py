@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import librosa
 import numpy as np
@@ -91,7 +92,7 @@ def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarra
     frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
     mel = np.empty((len(frames), settings.mel_bins), np.float32)
     for start in range(0, len(frames), FRAMES_AT_ONCE):  # fits the cache, and bounds the memory of hours of audio
-        spectrum = scipy.fft.rfft(frames[start : start + FRAMES_AT_ONCE] * window, axis=-1)
+        spectrum: Any = scipy.fft.rfft(frames[start : start + FRAMES_AT_ONCE] * window, axis=-1)
         np.matmul(spectrum.real**2 + spectrum.imag**2, filterbank, out=mel[start : start + FRAMES_AT_ONCE])
     return mel
 

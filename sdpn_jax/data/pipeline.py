@@ -1,8 +1,8 @@
 """Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
 
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import joblib
@@ -104,7 +104,7 @@ def make_segments(recording: records.Recording, views: Views, rng: np.random.Gen
 
     {"global" [G, Ng], "local" [V, Nl] int16, "<name>_first" int32, "<name>_padded" bool, "num_samples" int32}.
     """
-    result = {"num_samples": np.int32(recording.num_samples)}
+    result: dict[str, Any] = {"num_samples": np.int32(recording.num_samples)}
     for name, count, frames, history in (
         ("global", views.global_count, views.global_frames, 0),
         ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES),
@@ -121,10 +121,13 @@ def make_segments(recording: records.Recording, views: Views, rng: np.random.Gen
 class _LoadViews(grain.transforms.RandomMap):
     views: Views
 
-    def random_map(self, record: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        utterance = records.decode(record)
-        make = make_segments if isinstance(utterance, records.Recording) else make_views
-        return make(utterance, self.views, rng)
+    def random_map(  # pyright: ignore[reportIncompatibleMethodOverride] # Grain declares no return
+        self, element: bytes, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        utterance = records.decode(element)
+        if isinstance(utterance, records.Recording):
+            return make_segments(utterance, self.views, rng)
+        return make_views(utterance, self.views, rng)
 
 
 def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
@@ -154,8 +157,9 @@ def dataset(
     """
     used = shards.utterances - held_out
     in_epoch = steps_per_epoch(used, batch_size) * batch_size
+    source: Any = shards.source
     views_of_utterances = (
-        grain.MapDataset.source(shards.source)
+        grain.MapDataset.source(source)
         .slice(slice(0, used))
         .seed(seed)
         .shuffle()
@@ -167,7 +171,7 @@ def dataset(
     return views_of_utterances.slice(slice(process_index, None, process_count))
 
 
-def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> grain.DatasetIterator:
     """The elements first_step, first_step + 1, ... of a `dataset`, without end.
 
     `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says. Closing the

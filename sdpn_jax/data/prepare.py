@@ -45,7 +45,7 @@ class Recipe:
         return [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint, self.store]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
     """One unit of work: where it goes and what goes in."""
 
@@ -130,19 +130,20 @@ def finish(
     Raises UserError when a shard is missing or damaged, or when nothing usable is in them.
     """
     output = shards[0].path.parent
-    summaries = [shard.summary(recipe) for shard in shards]
-    missing = [shard.path.name for shard, summary in zip(shards, summaries, strict=True) if summary is None]
+    found = {shard: shard.summary(recipe) for shard in shards}
+    missing = [shard.path.name for shard, summary in found.items() if summary is None]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(shards)} shards in {output} are not complete, first {missing[0]}: run prepare "
             "without --finish for them (on several machines: with the same flags and each --task_index)"
         )
-    for shard, summary in zip(shards, summaries, strict=True):
+    summaries = {shard: summary for shard, summary in found.items() if summary is not None}
+    for shard, summary in summaries.items():
         if _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
-    skipped = [entry for summary in summaries for entry in summary["skipped"]]
+    skipped = [entry for summary in summaries.values() for entry in summary["skipped"]]
     storage.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
-    kept = sum(summary["utterances"] for summary in summaries)
+    kept = sum(summary["utterances"] for summary in summaries.values())
     if not kept:
         raise UserError(f"none of the {len(skipped)} recordings could be used; reasons in {output / 'skipped.txt'}")
     metadata = {
@@ -150,7 +151,7 @@ def finish(
         "features": dataclasses.asdict(features.DEFAULT),
         "utterances": kept,
         "skipped": len(skipped),
-        "hours": sum(summary["seconds"] for summary in summaries) / 3600,
+        "hours": sum(summary["seconds"] for summary in summaries.values()) / 3600,
         "store": recipe.store,
         "augmentations": recipe.augmentations,
         "seed": recipe.seed,
@@ -159,7 +160,7 @@ def finish(
         "rirs": str(rirs) if rirs else "synthetic, exponentially decaying",
         "shards": [
             {"name": shard.path.name, "utterances": summary["utterances"], "bytes": summary["bytes"]}
-            for shard, summary in zip(shards, summaries, strict=True)
+            for shard, summary in summaries.items()
             if summary["utterances"]
         ],
     }

@@ -1,5 +1,6 @@
 """A look into prepared shards: whether every record decodes, counts, lengths, and pictures of the features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from sdpn_jax.config import Config
 from sdpn_jax.data import audio, device, features, pipeline, records
 from sdpn_jax.data.shards import Shards, read_metadata
 from sdpn_jax.errors import UserError
@@ -26,7 +27,7 @@ class Survey:
 
     seconds: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    examples: list[records.Utterance] = field(default_factory=list)
+    examples: list[records.Utterance | records.Recording] = field(default_factory=list)
 
 
 def survey(directory: str | Path, at_most: int = 0, examples: int = 4, seed: int = 0) -> Survey:
@@ -85,7 +86,7 @@ def plot_lengths(seconds: list[float], path: str | Path) -> None:
         axes.legend()
 
 
-def plot_utterances(utterances: list[records.Utterance], path: str | Path) -> None:
+def plot_utterances(utterances: Sequence[records.Utterance | records.Recording], path: str | Path) -> None:
     """A row for each utterance: its clean log-mel and up to four augmented ones, the first seconds of each."""
     rows = []
     for utterance in utterances:
@@ -110,14 +111,16 @@ def _plot_log_mels(rows: list[list[tuple[str, np.ndarray]]], path: str | Path) -
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for row, panels in zip(grid, rows, strict=True):
-            for axes, (name, log_mel) in zip(row, panels, strict=False):
-                image = _draw_log_mel(axes, name, log_mel)
+        images = [
+            _draw_log_mel(axes, name, log_mel)
+            for row, panels in zip(grid, rows, strict=True)
+            for axes, (name, log_mel) in zip(row, panels, strict=False)
+        ]
         for axes in grid[-1]:
             axes.set_xlabel("Time (s)")
         for axes in grid[:, 0]:
             axes.set_ylabel("Mel bin")
-        figure.colorbar(image, ax=grid, shrink=0.6, label="log power")
+        figure.colorbar(images[0], ax=grid, shrink=0.6, label="log power")
 
 
 def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
@@ -135,7 +138,7 @@ def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
     )
 
 
-def views_of_batch(shards: Shards, config: ConfigDict, step: int) -> dict[str, np.ndarray]:
+def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.ndarray]:
     """The views that a training with this config sees in the batch of `step`: {"global", "local"}."""
     views = pipeline.Views(**config.views)
     batch = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)[step]

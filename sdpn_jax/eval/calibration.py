@@ -26,7 +26,7 @@ def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> tuple[fl
     # It minimises scale^2 / 2 + C * cross-entropy, and its intercept holds the prior's log-odds too.
     model = LogisticRegression(C=0.5 / PULL, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     model.fit(((scores - centre) / spread)[:, None], is_target, sample_weight=weight)
-    scale, offset = float(model.coef_[0, 0]), float(model.intercept_[0]) - float(logit(p_target))
+    scale, offset = float(model.coef_[0, 0]), float(np.ravel(model.intercept_)[0]) - float(logit(p_target))
     return float(scale / spread), float(offset - scale * centre / spread)
 
 

@@ -36,9 +36,9 @@ def cluster(embeddings: np.ndarray, method: str, clusters: int, seed: int = 0) -
         algorithm = algorithms.AgglomerativeClustering(clusters, metric="cosine", linkage="average")
     elif len(embeddings) > 10_000:
         batch = max(4096, 3 * clusters)
-        algorithm = algorithms.MiniBatchKMeans(clusters, batch_size=batch, n_init=3, random_state=seed)
+        algorithm = algorithms.MiniBatchKMeans(clusters, batch_size=batch, n_init=3, random_state=seed)  # pyright: ignore[reportArgumentType] # a count is fine
     else:
-        algorithm = algorithms.KMeans(clusters, n_init=10, random_state=seed)
+        algorithm = algorithms.KMeans(clusters, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType] # a count is fine
     labels = algorithm.fit_predict(unit(embeddings))
     _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     rank = np.empty(len(sizes), int)

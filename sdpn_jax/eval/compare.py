@@ -32,10 +32,10 @@ def read_scores(path: str | Path, trials: Trials) -> np.ndarray:
 def names_of(paths: list[str]) -> list[str]:
     """A short name for each score file: the shortest ends of their paths that tell them apart."""
     parts = [Path(path).with_suffix("").parts for path in paths]
-    for size in range(1, max(map(len, parts)) + 1):
+    names, size = [], 0
+    while len(set(names)) < len(parts) and size < max(map(len, parts)):
+        size += 1
         names = ["/".join(part[-size:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
     return [name.removesuffix("/scores") for name in names]
 
 
@@ -45,15 +45,15 @@ def compare(trials_path: str | Path, score_paths: list[str], output: str | Path,
         raise UserError("give --scores of two or more different files")
     trials = read_trials(trials_path)
     systems = {name: read_scores(path, trials) for name, path in zip(names_of(score_paths), score_paths, strict=True)}
-    rows = report.assess(systems, trials, draws)
+    rows, labels = report.assess(systems, trials, draws), trials.known_labels()
     output = Path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         lines = report.table_of(rows)
         (output / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         (output / "comparison.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
-        plots.plot_det({name: (scores, trials.labels) for name, scores in systems.items()}, output / "det.png")
-        notes = [f"{len(trials):,} trials ({int(trials.labels.sum()):,} target) from {trials_path}"]
+        plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, output / "det.png")
+        notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
         figures = {output / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
         report.write_page(output / "comparison.html", "Comparison", lines, notes, figures)
     except OSError as error:

@@ -96,7 +96,8 @@ def plot_eer_by_duration(
             if len(np.unique(labels[chosen])) < 2:
                 continue
             rate = metrics.eer(scores[chosen], labels[chosen])
-            bootstrap = intervals.SpeakerBootstrap(labels[chosen], *(side[chosen] for side in speakers), 300)
+            enrol, test = speakers
+            bootstrap = intervals.SpeakerBootstrap(labels[chosen], enrol[chosen], test[chosen], 300)
             low, high = intervals.interval(bootstrap.rates(scores[chosen]))
             middle = np.median(seconds[chosen])
             width = [[middle - seconds[chosen].min()], [seconds[chosen].max() - middle]]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def score(
     maps = read_calibration(calibration_path) if calibration_path else {}
     ways = score_in_every_way(embeddings, ids, trials, cohort, top)
     llrs = {way: scale * ways[way] + offset for way, (scale, offset) in maps.items() if way in ways}
-    results = {
+    results: dict[str, Any] = {
         "embeddings": str(embeddings_path),
         "trials_file": str(trials_path),
         "cohort": cohort_path and str(cohort_path),
@@ -68,17 +69,12 @@ def score(
             plots.plot_det(titled(curves), output / "det.png")
             plots.plot_score_histogram(ways["cosine"], trials.labels, output / "histogram.png")
             results["wrote"] += ["report.md", "det.png", "histogram.png"]
-        if trials.labels is not None and with_page:
-            pictures = [
-                "det.png",
-                "histogram.png",
-                *draw_more(output, ways["cosine"], embeddings, ids, trials, seconds, projection),
-            ]
-            figures = {output / name: CAPTIONS[name] for name in pictures}
-            report.write_page(
-                output / "report.html", f"Trials of {Path(trials_path).name}", lines, notes(results), figures
-            )
-            results["wrote"] += [*pictures[2:], "report.html"]
+            if with_page:
+                more = draw_more(output, ways["cosine"], embeddings, ids, trials, seconds, projection)
+                figures = {output / name: CAPTIONS[name] for name in ("det.png", "histogram.png", *more)}
+                title = f"Trials of {Path(trials_path).name}"
+                report.write_page(output / "report.html", title, lines, notes(results), figures)
+                results["wrote"] += [*more, "report.html"]
         results["wrote"].append("results.json")
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
@@ -99,7 +95,8 @@ def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
     """{way: (scale, offset)} of another list's results.json; UserError where it is none."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
-        return {way: tuple(map(float, row["calibration"])) for way, row in rows.items()}
+        pairs = {way: row["calibration"] for way, row in rows.items()}
+        return {way: (float(scale), float(offset)) for way, (scale, offset) in pairs.items()}
     except OSError as error:
         raise UserError(f"cannot read --calibration={path} ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
@@ -132,14 +129,15 @@ def draw_more(
 ) -> list[str]:
     """duration.png, where durations are known, and map.png; returns their names."""
     enrol, test = trial_rows(ids, trials)
-    speakers = intervals.speakers_of(trials.enrol, trials.test, trials.labels)
+    labels = trials.known_labels()
+    speakers = intervals.speakers_of(trials.enrol, trials.test, labels)
     used, first = np.unique([enrol, test], return_index=True)
     names = speaker_names([ids[row] for row in used], np.concatenate(speakers)[first])
     plots.plot_map(embeddings[used], names, output / "map.png", projection, title="speaker")
     if seconds is None or max(enrol.max(), test.max()) >= len(seconds):  # models have no duration
         return ["map.png"]
     shorter = np.minimum(seconds[enrol], seconds[test])
-    plots.plot_eer_by_duration(shorter, scores, trials.labels, speakers, output / "duration.png")
+    plots.plot_eer_by_duration(shorter, scores, labels, speakers, output / "duration.png")
     return ["duration.png", "map.png"]
 
 

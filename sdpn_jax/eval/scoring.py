@@ -24,14 +24,11 @@ def load_embeddings(path: str | Path) -> tuple[np.ndarray, list[str]]:
     """
     path = Path(path)
     if path.is_dir():
-        embeddings = _load_array(path / "embeddings.npy")
+        embeddings = _array(path / "embeddings.npy")
         ids = read_text(path / "ids.txt", "list of ids").split("\n")
         ids = [name.rstrip("\r") for name in (ids if ids[-1] else ids[:-1])]
     else:
-        archive = _load_array(path)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: not an .npz archive; wanted are the arrays 'embeddings' and 'ids' in one")
-        with archive:
+        with _archive(path) as archive:
             embeddings, ids = (_member(archive, path, key) for key in ("embeddings", "ids"))
         if ids.ndim != 1 or ids.dtype.kind not in "US":
             raise UserError(f"{path}: 'ids' must be one row of strings, not {ids.dtype} {list(ids.shape)}")
@@ -53,8 +50,8 @@ def load_seconds(path: str | Path) -> np.ndarray | None:
     """The lengths [N] of the utterances of `load_embeddings`, in seconds; None where they are not there."""
     path = Path(path)
     if path.is_dir():
-        return _load_array(path / "seconds.npy") if (path / "seconds.npy").exists() else None
-    with _load_array(path) as archive:
+        return _array(path / "seconds.npy") if (path / "seconds.npy").exists() else None
+    with _archive(path) as archive:
         return _member(archive, path, "seconds") if "seconds" in archive else None
 
 
@@ -80,13 +77,13 @@ def score_trials(embeddings: np.ndarray, ids: Sequence[str], trials: Trials) -> 
     """Cosine score of each trial, float64 [N]; UserError for unknown utterances and embeddings that are not finite."""
     enrol_rows, test_rows = trial_rows(ids, trials)
     used = np.union1d(enrol_rows, test_rows)
-    infinite = used[~np.isfinite(embeddings).all(1)[used]]
+    infinite = used[~np.isfinite(embeddings[used]).all(axis=1)]
     if len(infinite):
         raise UserError(
             f"{len(infinite):,} of {len(used):,} embeddings hold NaN or infinity, first: {ids[infinite[0]]!r}; "
             "export them from a checkpoint whose loss was finite"
         )
-    zero = used[~np.any(embeddings, axis=1)[used]]
+    zero = used[~embeddings[used].any(axis=1)]
     if len(zero):
         message = "%d of %d embeddings are all zeros, first: %r; their trials score 0"
         logging.warning(message, len(zero), len(used), ids[zero[0]])
@@ -114,6 +111,20 @@ def evaluate(embeddings: np.ndarray, ids: Sequence[str], trials: Trials) -> dict
     """
     labels = trials.known_labels()
     return summarize(score_trials(embeddings, ids, trials), labels)
+
+
+def _array(path: Path) -> np.ndarray:
+    found = _load_array(path)
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{path}: not one array; embed the recordings again")
+    return found
+
+
+def _archive(path: Path) -> np.lib.npyio.NpzFile:
+    found = _load_array(path)
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: not an .npz archive; wanted are the arrays 'embeddings' and 'ids' in one")
+    return found
 
 
 def _load_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:

@@ -3,7 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +34,11 @@ class Trials:
     labels: np.ndarray | None
     enrol: list[str]
     test: list[str]
-    lines: np.ndarray | None = None
+    lines: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     source: str = "the trial list"
 
     def __post_init__(self):
-        if self.lines is None:
+        if not len(self.lines):
             self.lines = np.arange(1, len(self.enrol) + 1)
         if self.labels is not None and len(self.labels) != len(self.enrol):
             raise ValueError("there must be a label for each trial")
@@ -137,8 +137,8 @@ def read_trials(path: str | Path) -> Trials:
         lines.append(number)
     if not lines:
         raise UserError(f"{path}: the trial list is empty; it needs lines such as '1 enrol.wav test.wav'")
-    labels = None if form.label is None else np.array(labels, np.int8)
-    return Trials(labels, enrol, test, np.array(lines), str(path))
+    known = None if form is None or form.label is None else np.array(labels, np.int8)
+    return Trials(known, enrol, test, np.array(lines), str(path))
 
 
 def read_models(path: str | Path) -> dict[str, list[str]]:
@@ -222,9 +222,8 @@ def trial_rows(ids: Sequence[str], trials: Trials) -> tuple[np.ndarray, np.ndarr
             f"{trials.source}: {_blame(trials, faults, 'utterances that fit several embeddings')}; {name!r} fits "
             f"{ids[one]!r} and {ids[other]!r}; write the ids in the list as they are in the embeddings"
         )
-    return tuple(
-        np.fromiter((rows[name] for name in side), np.int64, len(trials)) for side in (trials.enrol, trials.test)
-    )
+    enrol, test = (np.array([rows[name] for name in side], np.int64) for side in (trials.enrol, trials.test))
+    return enrol, test
 
 
 def _same(ids: list[str], wanted: list[str]) -> list[list[int]]:

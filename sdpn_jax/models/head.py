@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sdpn_jax.models.layers import BatchNorm, Dense, wide
+from sdpn_jax.models.layers import BatchNorm, wide
 
 
 def l2_normalise(x, epsilon: float = 1e-12):
@@ -24,7 +24,7 @@ class ProjectionHead(nn.Module):
         init = nn.initializers.normal(0.02)  # the recipe truncates at +-2, a hundred standard deviations away
         x = embedding
         for i in range(2):
-            x = Dense(self.hidden_size, init, self.dtype, name=f"dense_{i}")(x)
+            x = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=init, name=f"dense_{i}")(x)
             x = nn.gelu(BatchNorm(name=f"norm_{i}")(x, train), approximate=False)
-        x = Dense(self.projection_size, init, self.dtype, name="dense_2")(x)
+        x = nn.Dense(self.projection_size, dtype=self.dtype, kernel_init=init, name="dense_2")(x)
         return l2_normalise(x.astype(wide(self.dtype)))

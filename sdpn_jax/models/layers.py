@@ -1,6 +1,7 @@
-"""Building blocks shared by encoder and head: reflect-padded convolution over time, dense layer, batch norm."""
+"""Building blocks shared by encoder and head: reflect-padded convolution over time, batch norm."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,20 +47,6 @@ class Conv(nn.Module):
         return x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
 
 
-class Dense(nn.Module):
-    """Affine map of the last axis; `init` takes (key, shape) for the weights, biases start at 0."""
-
-    features: int
-    init: nn.initializers.Initializer
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-
-
 class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as PyTorch does it, statistics in float32 over the global batch.
 
@@ -80,7 +67,8 @@ class BatchNorm(nn.Module):
         if not train:
             gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return ((x.astype(wide(x.dtype)) - running_mean.value) * gain + bias).astype(x.dtype)
-        y, mean, var = normalise_batch(x, scale, bias, self.epsilon)
+        normalised: Any = normalise_batch(x, scale, bias, self.epsilon)
+        y, mean, var = normalised
         if not self.is_initializing():
             count = x.size // features
             unbiased = var * (count / max(count - 1, 1))

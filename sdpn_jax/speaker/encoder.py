@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -51,7 +51,8 @@ class SpeakerEncoder:
         Channels are averaged; any rate will do. Raises UserError, naming the recording, when one cannot be used.
         """
         if isinstance(recordings, (str, os.PathLike, tuple)):
-            return self.embed([recordings])[0]
+            one: Any = recordings  # a tuple is samples and their rate, not two recordings
+            return self.embed_log_mels([features.log_mel(_waveform(one, 0))])[0]
         return self.embed_log_mels([features.log_mel(_waveform(x, place)) for place, x in enumerate(recordings)])
 
     def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:

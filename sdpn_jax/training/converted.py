@@ -17,16 +17,16 @@ from sdpn_jax.weights import run, sdpn_names
 
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
     """The state of a run that goes on from these weights at `step`: float32, without momentum or offset yet."""
-    weights = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher, [prototypes]))
-    student, teacher, [prototypes] = weights
+    student, teacher = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher))
+    learnt = jnp.asarray(prototypes, jnp.float32)
     # What the optimizer remembers has the same form for all settings.
     optimizer = optim.sgd(lambda _: 0.0, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
-    opt_state = optimizer.init({"network": student["params"], "prototypes": prototypes})
+    opt_state = optimizer.init({"network": student["params"], "prototypes": learnt})
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
         student=student,
         teacher=teacher,
-        prototypes=prototypes,
+        prototypes=learnt,
         offset=jnp.zeros(len(prototypes)),
         opt_state=optax.tree.set(opt_state, count=jnp.asarray(step, jnp.int32)),
     )

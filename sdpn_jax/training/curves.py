@@ -92,7 +92,8 @@ def _draw_panel(axes: Axes, title: str, curves: Mapping[str, Mapping[float, floa
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-    axes.yaxis.get_major_formatter().set_powerlimits((-3, 5))
+    plain = ScalarFormatter(useOffset=False)
+    plain.set_powerlimits((-3, 5))
+    axes.yaxis.set_major_formatter(plain)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

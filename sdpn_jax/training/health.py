@@ -1,5 +1,7 @@
 """Is a run alive: signs of collapse in a batch, the watch over them, and the stop when a number is not finite."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ class CollapseWatch:
             self._collapsed = False
 
 
-def stop_if_not_finite(metrics: dict[str, np.ndarray | float], step: int, checkpoints) -> None:
+def stop_if_not_finite(metrics: Mapping[str, np.ndarray | float], step: int, checkpoints) -> None:
     """Raises UserError, naming what is not finite and the newest checkpoint, unless all metrics of a step are finite.
 
     They include the norms of gradient, update and parameters, so that a step with a finite loss and an infinite

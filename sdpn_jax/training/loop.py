@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from sdpn_jax import config as configs
+from sdpn_jax.config import Config
 from sdpn_jax.data import device, pipeline
 from sdpn_jax.data.shards import Shards, open_shards
 from sdpn_jax.models.network import MEL_BINS, Network, network_of
@@ -56,7 +56,7 @@ class Log:
             log_progress(done, self.program.num_steps, row, self.batch_size, self.timer)
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
     """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics.
 
     Raises UserError for a config that cannot work, before anything is written, and for numbers that are not finite;
@@ -116,7 +116,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def run_steps(
-    config: ConfigDict, state: TrainState, first_step: int, shards: Shards, views: pipeline.Views, bank: dict,
+    config: Config, state: TrainState, first_step: int, shards: Shards, views: pipeline.Views, bank: dict,
     mesh: Mesh, log: Log, evaluate,
 ) -> int | None:  # fmt: skip
     """The steps from `first_step` to the last one, or to the step at which the run was asked to stop, which it returns.
@@ -172,7 +172,7 @@ def run_steps(
     return None
 
 
-def evaluator_of(config: ConfigDict, network: Network, shards: Shards) -> Evaluator:
+def evaluator_of(config: Config, network: Network, shards: Shards) -> Evaluator:
     """What the config wants the teacher to be watched on."""
     crops = None
     if config.held_out:
@@ -182,7 +182,11 @@ def evaluator_of(config: ConfigDict, network: Network, shards: Shards) -> Evalua
 
 def tell_sizes(state: TrainState, program: Program, shards: Shards, steps_per_epoch: int, mesh: Mesh) -> None:
     """Logs the size of the network, of the data and of the run."""
-    parts = state.student["params"]["encoder"], state.student["params"]["head"], {"prototypes": state.prototypes}
+    parts: tuple[Any, ...] = (
+        state.student["params"]["encoder"],
+        state.student["params"]["head"],
+        {"prototypes": state.prototypes},
+    )
     logging.info(
         "parameters: encoder %s, head %s, prototypes %s",
         *(f"{parameter_overview.count_parameters(part):,}" for part in parts),

@@ -11,9 +11,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from sdpn_jax.config import run_length
+from sdpn_jax.config import Config, run_length
 from sdpn_jax.models.network import Network
 from sdpn_jax.training import optim, sharding
 from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
@@ -42,7 +41,7 @@ class Program:
 
 
 def program_of(
-    config: ConfigDict, network: Network, mesh: Mesh, steps_per_epoch: int, make_views: Callable, views: dict
+    config: Config, network: Network, mesh: Mesh, steps_per_epoch: int, make_views: Callable, views: dict
 ) -> Program:
     """The program of a config for the devices of `mesh`.
 

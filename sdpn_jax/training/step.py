@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -149,7 +150,7 @@ def make_train_step(
             params, state, batch["local"], targets
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
 
         momentum = teacher_momentum(state.step)
         teacher_params = optim.ema(state.teacher["params"], params["network"], momentum)

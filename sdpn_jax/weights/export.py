@@ -62,6 +62,6 @@ def export_model(
     _, variables, step = run.read_network(workdir, step, which)
     config = run.read_config(workdir) or {}
     about = facts(config, which, step, results)
-    threshold = results and results["threshold_at_eer"]
+    threshold = results["threshold_at_eer"] if results else None
     model_folder.write_model(output, config["model"], variables, about, threshold, license)
     return about

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,7 +104,7 @@ def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
     if theirs != dataclasses.asdict(features.DEFAULT):
         raise UserError(f"{folder / CONFIG}: the model needs features {theirs}, this package makes {features.DEFAULT}")
     flat = read_arrays(folder / WEIGHTS)
-    wanted = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
+    wanted: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
     wrong = sorted(
         {*wanted} ^ {*flat} | {name for name in {*wanted} & {*flat} if wanted[name].shape != flat[name].shape}
     )

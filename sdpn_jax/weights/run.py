@@ -45,10 +45,11 @@ def restore(
     items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     why = ""
     for candidate in steps if step is None else [step]:
+        restored: Any = None
         try:
             restored = checkpoints.restore(candidate, args=ocp.args.Composite(**items))
         except UNREADABLE as error:
-            restored, why = None, str(error).strip().splitlines()[0]
+            why = str(error).strip().splitlines()[0]
         if agree(restored is not None):
             return {name: restored[name] for name in templates}, candidate
         logging.warning("checkpoint %d in %s cannot be read (%s)", candidate, checkpoints.directory, why)

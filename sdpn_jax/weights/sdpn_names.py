@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +82,7 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
     sizes = sizes or network_sizes(state)
     if any(channels % 8 for channels in sizes["channels"][1:-1]):
         raise UserError(f"{source} has blocks of {sizes['channels'][1:-1]} channels, where multiples of 8 are needed")
-    ours = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
+    ours: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
     names = {released_name(path): path for path in ours}
     shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
     _check_names(state, shapes, source)

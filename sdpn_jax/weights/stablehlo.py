@@ -31,7 +31,8 @@ def serialise(network: Network, variables: dict) -> bytes:
 
     shortest = int(audio.MIN_SECONDS * audio.SAMPLE_RATE)
     shape = export.symbolic_shape("batch, samples", constraints=[f"samples >= {shortest}"])
-    return export.export(jax.jit(embed), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize()
+    exported = export.export(jax.jit(embed), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return bytes(exported.serialize())
 
 
 def write(path: str | Path, network: Network, variables: dict) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ class Archive:
             raise UserError(f"{path} is a zip file without data.pkl: give a checkpoint that torch.save wrote")
         self._folder = folders[0]
         has_byteorder = self._folder + "byteorder" in file.namelist()
-        self.byteorder = ">" if has_byteorder and self.read("byteorder") == b"big" else "<"
+        self.byteorder: Literal[">", "<"] = ">" if has_byteorder and self.read("byteorder") == b"big" else "<"
 
     def read(self, name: str) -> bytes:
         """All bytes of a member, its checksum compared; raises UserError when it is damaged or missing."""

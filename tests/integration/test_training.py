@@ -129,7 +129,7 @@ def test_waveforms_augmented_on_the_device(workplace):
     ran("prepare", f"--input={workplace / 'audio'}", f"--output={shards}", "--store=waveform", "--workers=1")
     arguments = f"--config={workplace / 'config.py'}", f"--config.data_dir={shards}", f"--workdir={workplace / 'on'}"
     assert "store=waveform" in refused("train", *arguments)
-    ran("train", *arguments, "--config.store=waveform", "--config.num_steps=5")
+    ran("train", *arguments, "--config.store=waveform", "--config.num_steps=5", "--config.warmup_steps=2")
     losses = list(losses_of(workplace / "on").values())
     assert len(losses) == 5
     assert np.all(np.isfinite(losses))
@@ -280,7 +280,7 @@ def test_bad_input_gets_one_line(workplace):
     assert "batch_size=64 is more than the 16" in refused("train", *arguments, "--config.batch_size=64")
     assert "objective.targets='magic'" in refused("train", *arguments, "--config.objective.targets=magic")
     assert "num_prototypes=16" in refused(
-        "main", *arguments_of(workplace, workplace / "whole"), "--config.num_prototypes=17"
+        "train", *arguments_of(workplace, workplace / "whole"), "--config.num_prototypes=17"
     )
     unknown = workplace / "unknown.txt"
     unknown.write_text("1 s0/0.wav s9/9.wav\n")
