@@ -9,10 +9,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Int16
 
 from sdpn_jax.data import augment, features
 from sdpn_jax.data.pipeline import Views
@@ -21,6 +23,7 @@ from sdpn_jax.errors import UserError
 
 MARGIN = features.DEFAULT.n_fft // 2  # samples that the first and the last frame see beyond the view
 HOP = features.DEFAULT.hop
+Samples: TypeAlias = Float[Array, " N"]
 BANK_STRETCHES, BANK_SECONDS, BANK_RIRS = 200, 10.0, 1000  # of each kind of noise; 64 MB a kind, 32 MB of rooms
 
 
@@ -32,8 +35,8 @@ class Bank:
     """
 
     kinds: tuple[str, ...]
-    noise: np.ndarray
-    rirs: np.ndarray
+    noise: Int16[np.ndarray, "kinds N S"]
+    rirs: Float[np.ndarray, "R L"]
 
 
 def make_bank(
@@ -79,7 +82,7 @@ def _as_int16(noise: np.ndarray) -> np.ndarray:
     return np.round(noise * (32767 / max(np.abs(noise).max(), 1e-9))).astype(np.int16)
 
 
-def log_mel_of_view(samples):
+def log_mel_of_view(samples: Float[Array, "*n N"]) -> Float[Array, "*n T F"]:
     """log-mel [..., T, F] of view_samples(T) samples [...], the formula of features.py without padding."""
     window, filterbank = features.window_and_filterbank(features.DEFAULT)
     frames = 1 + (samples.shape[-1] - 2 * MARGIN) // HOP
@@ -90,7 +93,13 @@ def log_mel_of_view(samples):
     return jnp.log(mel + features.DEFAULT.floor)
 
 
-def cut_view(segment, first, num_samples, padded, frames: int):
+def cut_view(
+    segment: Samples,
+    first: Int[ArrayLike, ""],
+    num_samples: Int[ArrayLike, ""],
+    padded: Bool[ArrayLike, ""],
+    frames: int,
+) -> Float[Array, " view"]:
     """The samples that a view of `frames` frames sees, from its segment [history + view_samples(frames)].
 
     first: the utterance's sample that the view's first frame begins to see, negative at the start of an utterance.
@@ -105,7 +114,7 @@ def cut_view(segment, first, num_samples, padded, frames: int):
     return jnp.where(padded & (reflected > last), 0.0, view)
 
 
-def reverberate(segment, rir, gain):
+def reverberate(segment: Samples, rir: Float[Array, " L"], gain: Float[Array, ""] | float) -> Samples:
     """gain * (segment [N] * rir [L]) cut to [N], by FFT; the direct path is at no delay."""
     size = _fast_length(segment.shape[-1] + rir.shape[-1] - 1)
     wet = jnp.fft.irfft(jnp.fft.rfft(segment, size) * jnp.fft.rfft(rir, size), size)
@@ -118,7 +127,7 @@ def _fast_length(size: int) -> int:
     return 3 * power // 4 if 3 * power // 4 >= size else power
 
 
-def mix(view, noise, snr_db, audible):
+def mix(view: Samples, noise: Samples, snr_db: Float[ArrayLike, ""], audible: Bool[Array, " N"]) -> Samples:
     """view + noise, both [N], at `snr_db` over the `audible` samples [N] (bool); the others stay as they are."""
     power = lambda x: jnp.sum(jnp.square(x), where=audible)  # noqa: E731
     noise_power = power(noise)
@@ -126,7 +135,9 @@ def mix(view, noise, snr_db, audible):
     return view + jnp.where(audible & (noise_power > 0), scale * noise, 0.0)
 
 
-def augment_segment(key, segment, audible, bank: dict, kinds: tuple[str, ...]):
+def augment_segment(
+    key: Array, segment: Samples, audible: Bool[Array, " N"], bank: dict, kinds: tuple[str, ...]
+) -> Samples:
     """A noisy or reverberant version of a segment [N], with the shares of augment.augment."""
     keys = jax.random.split(key, 7)
     draw, which = jax.random.uniform(keys[0]), jax.random.uniform(keys[1])
@@ -148,7 +159,9 @@ def augment_segment(key, segment, audible, bank: dict, kinds: tuple[str, ...]):
     return jnp.where(with_noise, mix(wet, noise.astype(jnp.float32), snr, audible), wet)
 
 
-def mask(key, log_mel, probability: float, max_frames: int, max_bins: int, value: str):
+def mask(
+    key: Array, log_mel: Float[Array, "T F"], probability: float, max_frames: int, max_bins: int, value: str
+) -> Float[Array, "T F"]:
     """pipeline.mask on the device: log_mel [T, F]."""
     keys = jax.random.split(key, 5)
     frames, bins = log_mel.shape
@@ -158,7 +171,7 @@ def mask(key, log_mel, probability: float, max_frames: int, max_bins: int, value
     return jnp.where(hidden & (jax.random.uniform(keys[4]) < probability), fill, log_mel)
 
 
-def _stretch(key_width, key_start, length: int, max_width: int):
+def _stretch(key_width: Array, key_start: Array, length: int, max_width: int) -> Bool[Array, " length"]:
     """A random stretch of 0 to `max_width` places among `length`, as bool [length]."""
     width = jax.random.randint(key_width, (), 0, min(max_width, length) + 1)
     start = jax.random.randint(key_start, (), 0, length - width + 1)
@@ -166,7 +179,9 @@ def _stretch(key_width, key_start, length: int, max_width: int):
     return (places >= start) & (places < start + width)
 
 
-def make_views(key, batch: dict, bank: dict, kinds: tuple[str, ...], views) -> dict:
+def make_views(
+    key: Array, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views
+) -> dict[str, Float[Array, "B V T F"]]:
     """Waveform segments -> {"global": [B, G, Tg, F] clean, "local": [B, V, Tl, F] augmented and masked}, float32.
 
     batch: as pipeline.dataset gives it for shards of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.

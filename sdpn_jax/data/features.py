@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import librosa
 import numpy as np
 import scipy.fft
 import scipy.signal
+from jaxtyping import Float
 
 FRAMES_AT_ONCE = 256
 TAIL_FRAMES = 3  # frames that see both the utterance's last samples and the silence after it
@@ -28,9 +29,11 @@ class FeatureSettings:
 
 
 DEFAULT = FeatureSettings()
+Waveform: TypeAlias = Float[np.ndarray, " N"]
+LogMel: TypeAlias = Float[np.ndarray, "T F"]
 
 
-def mel_power(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+def mel_power(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
     """Mel power spectrogram of a waveform [N] at settings.sample_rate: float32 [T, F], T = 1 + N // hop.
 
     Centred frames with reflect padding, librosa's filterbank on the HTK scale without Slaney normalisation.
@@ -39,7 +42,7 @@ def mel_power(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.n
     return _power_of_frames(np.pad(np.asarray(waveform, np.float32), half, mode="reflect"), settings)
 
 
-def log_mel(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+def log_mel(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
     """log(mel_power + floor) of a waveform [N]: float32 [T, F]."""
     return np.log(mel_power(waveform, settings) + np.float32(settings.floor))
 
@@ -52,7 +55,7 @@ def tail_start(num_samples: int, settings: FeatureSettings = DEFAULT) -> int:
     return max(0, (num_samples - settings.window // 2) // settings.hop + 1)
 
 
-def silence_tail(waveform: np.ndarray, settings: FeatureSettings = DEFAULT) -> np.ndarray:
+def silence_tail(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
     """The frames from `tail_start` on of the waveform followed by silence, float32 [TAIL_FRAMES, F].
 
     All later frames are log(floor). Frames before it do not see the end: they are those of `log_mel`.
@@ -74,8 +77,8 @@ def view_samples(frames: int, settings: FeatureSettings = DEFAULT) -> int:
 
 
 def pad_with_silence(
-    log_mel: np.ndarray, tail: np.ndarray, num_samples: int, frames: int, settings: FeatureSettings = DEFAULT
-) -> np.ndarray:
+    log_mel: LogMel, tail: LogMel, num_samples: int, frames: int, settings: FeatureSettings = DEFAULT
+) -> LogMel:
     """The first `frames` frames of the log-mel of an utterance whose waveform is followed by silence: [frames, F].
 
     log_mel [T, F] and tail [TAIL_FRAMES, F] as `log_mel` and `silence_tail` give them for its `num_samples` samples.
@@ -86,7 +89,7 @@ def pad_with_silence(
     return padded
 
 
-def _power_of_frames(padded: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+def _power_of_frames(padded: Waveform, settings: FeatureSettings) -> LogMel:
     """Mel power of every whole frame of n_fft samples, [T, F]."""
     window, filterbank = window_and_filterbank(settings)
     frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]

@@ -8,6 +8,7 @@ import grain
 import joblib
 import numpy as np
 from absl import flags
+from jaxtyping import Float16, Int, Int16
 
 from sdpn_jax.data import augment, features, records
 from sdpn_jax.data.shards import Shards
@@ -28,7 +29,7 @@ class Views:
     mask_value: str = "mean"  # of the band over the view; or "silence": log of zero power, as the released code does
 
 
-def crop(utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+def crop(utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator) -> features.LogMel:
     """A random stretch of `frames` frames of one version, [frames, F] float16.
 
     An utterance shorter than the view is padded at its end exactly as if its waveform had been padded with silence.
@@ -47,7 +48,7 @@ def _start_of_view(num_samples: int, frames: int, rng: np.random.Generator) -> t
     return int(rng.integers(1 + num_samples // features.DEFAULT.hop - frames + 1)), False
 
 
-def mask(log_mel: np.ndarray, views: Views, rng: np.random.Generator) -> np.ndarray:
+def mask(log_mel: features.LogMel, views: Views, rng: np.random.Generator) -> features.LogMel:
     """With probability `mask_probability` hides one stretch of frames and one of mel bins, [T, F] -> [T, F].
 
     Both widths are uniform from 0 to their maximum. Hidden values become the mel bin's mean over the view, which the
@@ -72,7 +73,9 @@ def _stretch(length: int, max_width: int, rng: np.random.Generator) -> tuple[int
     return int(rng.integers(length - width + 1)), width
 
 
-def make_views(utterance: records.Utterance, views: Views, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def make_views(
+    utterance: records.Utterance, views: Views, rng: np.random.Generator
+) -> dict[str, Float16[np.ndarray, "views T F"]]:
     """{"global": [G, Tg, F] clean, "local": [V, Tl, F] each from a random augmented version}, float16 log-mel."""
     versions = len(utterance.log_mel)
     clean = [crop(utterance, 0, views.global_frames, rng) for _ in range(views.global_count)]
@@ -85,7 +88,7 @@ def make_views(utterance: records.Utterance, views: Views, rng: np.random.Genera
 
 def cut_segment(
     recording: records.Recording, frames: int, history: int, rng: np.random.Generator
-) -> tuple[np.ndarray, int, bool]:
+) -> tuple[Int16[np.ndarray, " N"], int, bool]:
     """The samples from which device.cut_view makes a random view: (int16 [history + view_samples], first, padded).
 
     The view is the same stretch of frames that `crop` would cut from the utterance's log-mel with this `rng`.
@@ -201,7 +204,7 @@ def automatic_workers(cores: int) -> int:
 
 def held_out_crops(
     shards: Shards, held_out: int, frames: int, seed: int, count: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float16[np.ndarray, "M T F"], Int[np.ndarray, " M"]]:
     """Crops of the last `held_out` utterances: (log-mel [M, frames, F] float16, number of the utterance of each [M]).
 
     Of each utterance up to `count` stretches that do not overlap, each from a random augmented version where there is

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float16, Int16
 
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
@@ -27,8 +28,8 @@ class Utterance:
 
     id: str
     num_samples: int
-    log_mel: np.ndarray
-    tail: np.ndarray
+    log_mel: Float16[np.ndarray, "versions T F"]
+    tail: Float16[np.ndarray, "versions tail F"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Recording:
     """One utterance as a waveform: samples int16 [N], full scale 32768, 16 kHz."""
 
     id: str
-    samples: np.ndarray
+    samples: Int16[np.ndarray, " N"]
 
     @property
     def num_samples(self) -> int:
         return len(self.samples)
 
     @property
-    def log_mel(self) -> np.ndarray:
+    def log_mel(self) -> Float16[np.ndarray, "1 T F"]:
         """float16 [1, T, F], made anew at each call: there is a clean version alone."""
         return features.log_mel(self.samples.astype(np.float32) / 32768)[None].astype(np.float16)
 

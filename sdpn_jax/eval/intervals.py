@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
+from jaxtyping import Float, Float64, Int, Shaped
 
 from sdpn_jax.eval.metrics import crossing, det_points
 
 
-def speakers_of(enrol: Sequence[str], test: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def speakers_of(
+    enrol: Sequence[str], test: Sequence[str], labels: Shaped[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """A number for the speaker of each trial's two sides, int [N] each, from the list alone.
 
     Utterances that target trials join, directly or in a chain, are of one speaker; one that no target trial names is
@@ -35,7 +38,7 @@ class SpeakerBootstrap:
         speakers, rng = int(max(enrol.max(), test.max())) + 1, np.random.default_rng(seed)
         self._draws = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=repeats)
 
-    def rates(self, scores: np.ndarray) -> np.ndarray:
+    def rates(self, scores: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " repeats"]:
         """EER of each draw, [repeats], as `metrics.eer` finds it; NaN where no target or no nontarget trial is left."""
         det_points(scores, self._is_target)  # for its errors
         order = np.argsort(scores, kind="stable")
@@ -48,13 +51,13 @@ class SpeakerBootstrap:
         return rates
 
 
-def interval(rates: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+def interval(rates: Float[np.ndarray, " repeats"], confidence: float = 0.95) -> tuple[float, float]:
     """Percentiles between which `confidence` of the draws' rates lie."""
     low, high = np.nanquantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def p_value(rates_a: np.ndarray, rates_b: np.ndarray) -> float:
+def p_value(rates_a: Float[np.ndarray, " repeats"], rates_b: Float[np.ndarray, " repeats"]) -> float:
     """Two-sided p-value of "A and B are equally good", from the rates of both on the same draws.
 
     Twice the share of draws in which the sign of the difference is the rarer one, draws with no difference counting

@@ -1,21 +1,26 @@
 """Score normalisation with unlabelled speech: mean subtraction, S-norm and AS-norm, in blocks of bounded memory."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.vectors import unit
 
 BLOCK_BYTES = 2**28  # of one block of scores between trial utterances and the cohort
+Embeddings: TypeAlias = Float[np.ndarray, "N D"]
+Cohort: TypeAlias = Float[np.ndarray, "C D"]
+Statistics: TypeAlias = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]  # mean and deviation
 
 
-def subtract_mean(embeddings: np.ndarray, cohort: np.ndarray) -> np.ndarray:
+def subtract_mean(embeddings: Embeddings, cohort: Cohort) -> Embeddings:
     """Embeddings [N, D] minus the mean [D] of the cohort's, all of unit length before: cosines around their centre."""
     return _unit32(embeddings) - _unit32(cohort).mean(0, dtype=np.float64).astype(np.float32)
 
 
-def cohort_statistics(embeddings: np.ndarray, cohort: np.ndarray, top: int | None = None) -> tuple[np.ndarray, ...]:
+def cohort_statistics(embeddings: Embeddings, cohort: Cohort, top: int | None = None) -> Statistics:
     """Mean and standard deviation [N] of each embedding's [N, D] cosines with its `top` nearest of the cohort [C, D].
 
     None: with the whole cohort. An embedding that is itself in the cohort meets itself there: leave test speech out of
@@ -38,8 +43,11 @@ def cohort_statistics(embeddings: np.ndarray, cohort: np.ndarray, top: int | Non
 
 
 def normalise(
-    scores: np.ndarray, enrol: np.ndarray, test: np.ndarray, statistics: tuple[np.ndarray, ...]
-) -> np.ndarray:
+    scores: Float[np.ndarray, " trials"],
+    enrol: Int[np.ndarray, " trials"],
+    test: Int[np.ndarray, " trials"],
+    statistics: Statistics,
+) -> Float[np.ndarray, " trials"]:
     """Normalised scores [trials] of cosines [trials] between the utterances of rows `enrol` and `test` [trials].
 
     score = ((s - mean_e) / deviation_e + (s - mean_t) / deviation_t) / 2, with the `statistics` of cohort_statistics:
@@ -51,7 +59,7 @@ def normalise(
     return ((scores - mean[enrol]) / deviation[enrol] + (scores - mean[test]) / deviation[test]) / 2
 
 
-def _unit32(embeddings: np.ndarray) -> np.ndarray:
+def _unit32(embeddings: Embeddings) -> Float32[np.ndarray, "N D"]:
     """Of length 1, in float32: a cohort of tens of thousands is multiplied with every utterance."""
     return unit(embeddings).astype(np.float32)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
+from jaxtyping import Float, Float32, Float64, Int
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import metrics
@@ -16,7 +17,7 @@ from sdpn_jax.eval.trials import Trials, read_text, trial_rows
 UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises for a damaged or pickled file
 
 
-def load_embeddings(path: str | Path) -> tuple[np.ndarray, list[str]]:
+def load_embeddings(path: str | Path) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
     """Reads embeddings float32 [N, D] and their N ids.
 
     `path` is an .npz with the arrays `embeddings` and `ids`, or a folder with embeddings.npy and ids.txt (one a line).
@@ -46,7 +47,7 @@ def load_embeddings(path: str | Path) -> tuple[np.ndarray, list[str]]:
     return embeddings.astype(np.float32, copy=False), ids
 
 
-def load_seconds(path: str | Path) -> np.ndarray | None:
+def load_seconds(path: str | Path) -> Float[np.ndarray, " N"] | None:
     """The lengths [N] of the utterances of `load_embeddings`, in seconds; None where they are not there."""
     path = Path(path)
     if path.is_dir():
@@ -56,8 +57,11 @@ def load_seconds(path: str | Path) -> np.ndarray | None:
 
 
 def cosine_scores(
-    embeddings: np.ndarray, enrol_rows: np.ndarray, test_rows: np.ndarray, block: int = 1024
-) -> np.ndarray:
+    embeddings: Float[np.ndarray, "N D"],
+    enrol_rows: Int[np.ndarray, " trials"],
+    test_rows: Int[np.ndarray, " trials"],
+    block: int = 1024,
+) -> Float64[np.ndarray, " trials"]:
     """Cosine of the angle between the two embeddings of each trial, computed in float64: [trials] in [-1, 1].
 
     embeddings: [N, D]. enrol_rows, test_rows: int [trials]. An embedding of zeros scores 0. `block` trials are worked
@@ -73,7 +77,9 @@ def cosine_scores(
     return scores
 
 
-def score_trials(embeddings: np.ndarray, ids: Sequence[str], trials: Trials) -> np.ndarray:
+def score_trials(
+    embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: Trials
+) -> Float64[np.ndarray, " trials"]:
     """Cosine score of each trial, float64 [N]; UserError for unknown utterances and embeddings that are not finite."""
     enrol_rows, test_rows = trial_rows(ids, trials)
     used = np.union1d(enrol_rows, test_rows)
@@ -145,5 +151,5 @@ def _member(archive: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
         raise UserError(f"{path}: array {key!r} cannot be read; export the embeddings again") from None
 
 
-def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _dots(a: Float[np.ndarray, "t D"], b: Float[np.ndarray, "t D"]) -> Float[np.ndarray, " t"]:
     return np.einsum("td,td->t", a, b)

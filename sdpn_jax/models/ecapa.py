@@ -5,17 +5,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
+from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
 
 LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
 
 
-def instance_norm(log_mel, lengths=None, epsilon: float = 1e-5):
+def instance_norm(
+    log_mel: Float[Array, "B T F"], lengths: Lengths = None, epsilon: float = 1e-5
+) -> Float[Array, "B T F"]:
     """Each utterance and mel bin to zero mean and unit (biased) variance over time; no gradient flows through it.
 
-    log_mel [B, T, F], lengths [B] in frames or None -> [B, T, F], float32 or wider.
+    lengths are in frames; the result is float32 or wider.
     """
     x = log_mel.astype(wide(log_mel.dtype))
     centre, variance = frames.mean_and_variance(x, lengths)
@@ -31,7 +35,7 @@ class TDNN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool, lengths=None):
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
         x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, name="conv")(x, lengths)
         return BatchNorm(name="norm")(nn.relu(x), train)
 
@@ -45,7 +49,7 @@ class Res2Net(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool, lengths=None):
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
         first, *groups = jnp.split(x, self.scale, axis=-1)
         outputs = [first]
         for i, group in enumerate(groups):
@@ -61,7 +65,7 @@ class SqueezeExcitation(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, lengths=None):
+    def __call__(self, x: Frames, lengths: Lengths = None) -> Frames:
         gate = frames.mean(x.astype(wide(x.dtype)), lengths)
         gate = nn.relu(Conv(self.bottleneck, dtype=self.dtype, name="squeeze")(gate))
         gate = nn.sigmoid(Conv(x.shape[-1], dtype=self.dtype, name="excite")(gate))
@@ -79,7 +83,7 @@ class SERes2Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train: bool, lengths=None):
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
         residual = x
         if x.shape[-1] != self.features:
             residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -96,7 +100,7 @@ class ContextConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context):
+    def __call__(self, x: Frames, context: Float[Array, "B 1 C2"]) -> Float[Array, "B T out"]:
         channels = x.shape[-1] + context.shape[-1]
         init = fan_in_uniform(channels)
         kernel = self.param("kernel", init, (1, channels, self.features)).astype(self.dtype)[0]
@@ -116,7 +120,7 @@ class AttentiveStatisticsPooling(nn.Module):
     variance_floor: float = 1e-12
 
     @nn.compact
-    def __call__(self, x, train: bool, lengths=None):
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B C2"]:
         channels = x.shape[-1]
         xw = x.astype(wide(x.dtype))
         context = jnp.concatenate(self._statistics(xw, lengths), axis=-1)
@@ -129,7 +133,9 @@ class AttentiveStatisticsPooling(nn.Module):
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
         return jnp.concatenate(self._statistics(xw, lengths, weights), axis=-1)[:, 0]
 
-    def _statistics(self, x, lengths, weights=None):
+    def _statistics(
+        self, x: Frames, lengths: Lengths, weights: Frames | None = None
+    ) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
         centre, variance = frames.mean_and_variance(x, lengths, weights)
         return centre, jnp.sqrt(jnp.maximum(variance, self.variance_floor))
 
@@ -153,7 +159,7 @@ class ECAPA(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, log_mel, train: bool, lengths=None):
+    def __call__(self, log_mel: Float[Array, "B T F"], train: bool, lengths: Lengths = None) -> Float[Array, "B D"]:
         if train and lengths is not None:
             raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
         x = instance_norm(log_mel, lengths).astype(self.dtype)

@@ -1,19 +1,25 @@
 """Sequences of different lengths in one padded array: masks, means and reflection at each sequence's own end.
 
-Everywhere `lengths` is [B] (frames) or None, which means that every sequence fills the array.
+Everywhere `lengths` are in frames, or None, which means that every sequence fills the array.
 """
+
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Frames: TypeAlias = Float[Array, "B T C"]
+Lengths: TypeAlias = Int[Array, " B"] | None
 
 
-def mask(x, lengths):
-    """[B, T, 1] of x's type: 1 where a frame belongs to its sequence, 0 in the padding."""
+def mask(x: Frames, lengths: Int[Array, " B"]) -> Float[Array, "B T 1"]:
+    """Of x's type: 1 where a frame belongs to its sequence, 0 in the padding."""
     return (jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]).astype(x.dtype)
 
 
-def mean(x, lengths=None, weights=None):
-    """Mean over time, [B, T, C] -> [B, 1, C]; `weights` [B, T, C], of any sum, are 0 in the padding."""
+def mean(x: Frames, lengths: Lengths = None, weights: Frames | None = None) -> Float[Array, "B 1 C"]:
+    """Mean over time; `weights`, of any sum, are 0 in the padding."""
     if weights is not None:
         return (weights * x).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
     if lengths is None:
@@ -21,15 +27,17 @@ def mean(x, lengths=None, weights=None):
     return (x * mask(x, lengths)).sum(1, keepdims=True) / lengths[:, None, None].astype(x.dtype)
 
 
-def mean_and_variance(x, lengths=None, weights=None):
-    """Mean and biased variance over time, both [B, 1, C]."""
+def mean_and_variance(
+    x: Frames, lengths: Lengths = None, weights: Frames | None = None
+) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
+    """Mean and biased variance over time."""
     centre = mean(x, lengths, weights)
     # About the mean the variance is stationary: no gradient flows through it there, and none need be computed.
     return centre, mean(jnp.square(x - jax.lax.stop_gradient(centre)), lengths, weights)
 
 
-def reflect_pad(x, pad: int, lengths=None):
-    """Pads time by `pad` frames on both sides, mirrored about the first and the last frame: [B, T + 2 pad, C].
+def reflect_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B padded C"]:
+    """Pads time by `pad` frames on both sides, mirrored about the first and the last frame.
 
     With `lengths` the mirror at the end stands at each sequence's own last frame. Sequences must be longer than `pad`.
     """

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from sdpn_jax.models.layers import BatchNorm, wide
 
 
-def l2_normalise(x, epsilon: float = 1e-12):
+def l2_normalise(x: Float[Array, "*n D"], epsilon: float = 1e-12) -> Float[Array, "*n D"]:
     """Rows to unit length: x / max(|x|, epsilon) over the last axis, with a finite gradient at 0."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
@@ -20,7 +21,7 @@ class ProjectionHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, embedding, train: bool):
+    def __call__(self, embedding: Float[Array, "B D"], train: bool) -> Float[Array, "B P"]:
         init = nn.initializers.normal(0.02)  # the recipe truncates at +-2, a hundred standard deviations away
         x = embedding
         for i in range(2):

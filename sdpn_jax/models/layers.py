@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 
@@ -35,7 +36,7 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, lengths=None):
+    def __call__(self, x: frames.Frames, lengths: frames.Lengths = None) -> Float[Array, "B T out"]:
         channels, taps = x.shape[-1], self.kernel_size
         init = fan_in_uniform(channels * taps)
         kernel = self.param("kernel", init, (taps, channels, self.features))
@@ -58,7 +59,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x: Float[Array, "*n C"], train: bool) -> Float[Array, "*n C"]:
         features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -78,7 +79,9 @@ class BatchNorm(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise_batch(x, scale, bias, epsilon: float):
+def normalise_batch(
+    x: Float[Array, "*n C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*n C"], Float[Array, " C"], Float[Array, " C"]]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last, in float32; also mean and var.
 
     Its gradient is written out (Ioffe and Szegedy, arXiv 1502.03167, section 3), which takes one pass over x and the

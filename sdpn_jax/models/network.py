@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from sdpn_jax.models.ecapa import ECAPA
+from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
 
 MEL_BINS = 80
@@ -35,12 +37,12 @@ class Network(nn.Module):
         )
         self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
 
-    def __call__(self, log_mel, train: bool):
+    def __call__(self, log_mel: Float[Array, "B T F"], train: bool) -> tuple[Float[Array, "B D"], Float[Array, "B P"]]:
         embedding = self.encoder(log_mel, train)
         return embedding, self.head(embedding, train)
 
-    def embed(self, log_mel, lengths=None):
-        """Embeddings [B, D] with the running statistics; `lengths` [B] in frames for padded sequences."""
+    def embed(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B D"]:
+        """Embeddings with the running statistics; `lengths` in frames, for padded sequences."""
         return self.encoder(log_mel, False, lengths)
 
 

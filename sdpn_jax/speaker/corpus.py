@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sdpn_jax import storage
 from sdpn_jax.data import audio, features, records
+from sdpn_jax.data.features import LogMel
 from sdpn_jax.data.shards import is_shards, open_shards, read_shard
 from sdpn_jax.errors import UserError
 from sdpn_jax.speaker import embedder
@@ -33,7 +34,6 @@ FRAMES_IN_MEMORY = 2**20  # of log-mels waiting to be embedded: 320 MiB
 LISTS = (".txt", ".lst", ".scp")  # files that name recordings; any other file is one
 FRAMES_PER_SECOND = features.DEFAULT.sample_rate / features.DEFAULT.hop
 
-LogMel = Float[np.ndarray, "T F"]
 Embed = Callable[[list[LogMel]], Float[np.ndarray, "N D"]]
 
 

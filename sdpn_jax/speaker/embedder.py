@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Float32
 
+from sdpn_jax.data.features import LogMel
 from sdpn_jax.models.network import Network
 from sdpn_jax.vectors import unit
 
@@ -32,7 +34,7 @@ class Embedder:
             compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
         )
 
-    def __call__(self, variables: dict, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+    def __call__(self, variables: dict, log_mels: Sequence[LogMel]) -> Float32[np.ndarray, "N D"]:
         """Embeddings float32 [N, D] of N log-mels [T, F], with the running statistics of `variables`."""
         variables = jax.device_put(variables, self._everywhere)
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
@@ -101,7 +103,7 @@ def batches_of_similar_length(
         yield waiting, last
 
 
-def crops_of(log_mel: np.ndarray, count: int, frames: int) -> list[np.ndarray]:
+def crops_of(log_mel: LogMel, count: int, frames: int) -> list[LogMel]:
     """`count` crops [frames, F] at equal distances from the first to the last; an utterance no longer is one crop."""
     if len(log_mel) <= frames:
         return [log_mel]
@@ -109,7 +111,7 @@ def crops_of(log_mel: np.ndarray, count: int, frames: int) -> list[np.ndarray]:
     return [log_mel[start : start + frames] for start in starts]
 
 
-def mean_of_units(embeddings: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+def mean_of_units(embeddings: Float[np.ndarray, "crops D"], counts: Sequence[int]) -> Float[np.ndarray, "N D"]:
     """Means of embeddings [sum(counts), D] scaled to length 1, over each run of `counts`: [len(counts), D].
 
     The dot product of two such means is the mean cosine of all pairs of crops.

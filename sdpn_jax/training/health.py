@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jaxtyping import Array, Float
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.training import losses
@@ -13,8 +14,10 @@ from sdpn_jax.training import losses
 RECOVERY_MARGIN = 1.5  # of the thresholds of collapse, beyond which a run counts as recovered
 
 
-def health(embedding, targets, log_probability) -> dict:
-    """Signs of life or collapse of one batch: embedding [B, V, D], targets [B, G, K], log_probability [B, V, K].
+def health(
+    embedding: Float[Array, "B V D"], targets: Float[Array, "B G K"], log_probability: Float[Array, "B V K"]
+) -> dict[str, Float[Array, "..."]]:
+    """Signs of life or collapse of one batch.
 
     All scalars but `mean_target` [K], from which the prototypes used by many batches together can be counted.
     `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
@@ -91,7 +94,7 @@ class CollapseWatch:
             self._collapsed = False
 
 
-def stop_if_not_finite(metrics: Mapping[str, np.ndarray | float], step: int, checkpoints) -> None:
+def stop_if_not_finite(metrics: Mapping[str, np.ndarray | np.number | float], step: int, checkpoints) -> None:
     """Raises UserError, naming what is not finite and the newest checkpoint, unless all metrics of a step are finite.
 
     They include the norms of gradient, update and parameters, so that a step with a finite loss and an infinite

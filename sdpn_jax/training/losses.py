@@ -8,31 +8,36 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from sdpn_jax.models.head import l2_normalise
 
+Scalar = Float[Array, ""]
 
-def cosine_logits(projection, prototypes):
-    """Cosines of projections [..., P] with the prototypes [K, P]: [..., K]."""
+
+def cosine_logits(projection: Float[Array, "*views P"], prototypes: Float[Array, "K P"]) -> Float[Array, "*views K"]:
+    """Cosines of projections with the prototypes."""
     # By default TPUs would round to bfloat16, an error of 0.1 once divided by the target's temperature.
     return jnp.matmul(l2_normalise(projection), l2_normalise(prototypes).T, precision=jax.lax.Precision.HIGHEST)
 
 
-def student_log_probability(cosines, temperature: float):
-    """log softmax(cos / temperature) over the prototypes (paper, Eq. 1): [..., K]."""
+def student_log_probability(cosines: Float[Array, "*views K"], temperature: float) -> Float[Array, "*views K"]:
+    """log softmax(cos / temperature) over the prototypes (paper, Eq. 1)."""
     return jax.nn.log_softmax(cosines / temperature, axis=-1)
 
 
-def softmax_targets(cosines, temperature: float, sharpening: float):
-    """The teacher's softmax raised to the power 1 / sharpening and renormalised (paper, Eq. 2), no gradient: [N, K].
+def softmax_targets(cosines: Float[Array, "N K"], temperature: float, sharpening: float) -> Float[Array, "N K"]:
+    """The teacher's softmax raised to the power 1 / sharpening and renormalised (paper, Eq. 2), no gradient.
 
     p^(1/T) / sum p^(1/T) with p = softmax(cos / tau) equals softmax(cos / (tau T)), which cannot underflow as a whole.
     """
     return jax.lax.stop_gradient(jax.nn.softmax(cosines / (temperature * sharpening), axis=-1))
 
 
-def sinkhorn_targets(cosines, temperature: float, sharpening: float, iterations: int):
-    """Sharpened targets [N, K] made to use all prototypes equally (Sinkhorn-Knopp, as in SwAV, arXiv 2006.09882).
+def sinkhorn_targets(
+    cosines: Float[Array, "N K"], temperature: float, sharpening: float, iterations: int
+) -> Float[Array, "N K"]:
+    """Sharpened targets made to use all prototypes equally (Sinkhorn-Knopp, as in SwAV, arXiv 2006.09882).
 
     Each iteration gives every prototype the same total, then every sample the total 1. In the log domain, so that no
     row or column can underflow to an empty one. N samples of the global batch; no gradient.
@@ -44,8 +49,10 @@ def sinkhorn_targets(cosines, temperature: float, sharpening: float, iterations:
     return jax.lax.stop_gradient(jnp.exp(log_q))
 
 
-def balanced_targets(cosines, offset, temperature: float, sharpening: float, rate: float):
-    """Sharpened targets [N, K] after an offset [K] of the prototypes, and that offset moved one step; no gradient.
+def balanced_targets(
+    cosines: Float[Array, "N K"], offset: Float[Array, " K"], temperature: float, sharpening: float, rate: float
+) -> tuple[Float[Array, "N K"], Float[Array, " K"]]:
+    """Sharpened targets after an offset of the prototypes, and that offset moved one step; no gradient.
 
     The offset, subtracted from the logits, rises for prototypes used more than 1 / K of the time, falls for the rest:
     offset += log(1 - rate + rate K usage), usage being the batch's mean target with the offset as it came. On a fixed
@@ -59,18 +66,18 @@ def balanced_targets(cosines, offset, temperature: float, sharpening: float, rat
     return jax.nn.softmax(logits - offset, axis=-1), offset
 
 
-def cross_entropy(log_probability, targets):
+def cross_entropy(log_probability: Float[Array, "B V K"], targets: Float[Array, "B G K"]) -> Scalar:
     """Mean over views and utterances of -sum_k target log p (paper, Eq. 3).
 
-    log_probability [B, V, K] of the local views, targets [B, G, K] of the global ones; every pair of views counts.
+    log_probability of the local views, targets of the global ones; every pair of views counts.
     """
     return -jnp.mean(jnp.sum(targets.mean(1)[:, None] * log_probability, axis=-1))
 
 
-def me_max(log_probability):
+def me_max(log_probability: Float[Array, "*views K"]) -> Scalar:
     """log K - H(mean probability): 0 when the student uses all prototypes equally, log K when it uses one.
 
-    log_probability [..., K]. Mean-entropy maximisation, Assran et al. (MSN, arXiv 2204.07141), Eq. 2, shifted by log K.
+    Mean-entropy maximisation, Assran et al. (MSN, arXiv 2204.07141), Eq. 2, shifted by log K.
     """
     num_prototypes = log_probability.shape[-1]
     log_p = log_probability.reshape(-1, num_prototypes)
@@ -78,8 +85,8 @@ def me_max(log_probability):
     return jnp.log(jnp.asarray(num_prototypes, log_p.dtype)) + jnp.sum(jnp.exp(log_mean) * log_mean)
 
 
-def koleo(embedding, group_size: int = 0, epsilon: float = 1e-8):
-    """-mean log(distance to the nearest other sample + epsilon) of the L2-normalised embeddings [B, D].
+def koleo(embedding: Float[Array, "B D"], group_size: int = 0, epsilon: float = 1e-8) -> Scalar:
+    """-mean log(distance to the nearest other sample + epsilon) of the L2-normalised embeddings.
 
     Kozachenko-Leonenko estimate of differential entropy (Sablayrolles et al., arXiv 1806.03198). Neighbours are looked
     for in consecutive groups of `group_size` samples, 0 for the whole batch. As in the released code, epsilon is also
@@ -95,8 +102,8 @@ def koleo(embedding, group_size: int = 0, epsilon: float = 1e-8):
     return -jnp.mean(jnp.log(jnp.sqrt(square) + epsilon))
 
 
-def correlation(embedding, normalisation: str):
-    """The D x D matrix Z^T Z / B of one view group's embeddings [B, D], over the global batch.
+def correlation(embedding: Float[Array, "B D"], normalisation: str) -> Float[Array, "D D"]:
+    """The matrix Z^T Z / B of one view group's embeddings, over the global batch.
 
     "standardise": Z has mean 0 and variance 1 in every dimension, which makes it the correlation matrix of Barlow Twins
     (arXiv 2103.03230). "l2": the rows of Z have length 1, which makes it their second-moment matrix, of trace 1.
@@ -109,8 +116,8 @@ def correlation(embedding, normalisation: str):
     return jnp.matmul(z.T, z, precision=jax.lax.Precision.HIGHEST) / len(z)
 
 
-def off_diagonal(matrix):
-    """Sum of the squared off-diagonal entries of a correlation matrix C [D, D], divided by D.
+def off_diagonal(matrix: Float[Array, "D D"]) -> Scalar:
+    """Sum of the squared off-diagonal entries of a correlation matrix C, divided by D.
 
     sum_{i != j} C_ij^2 / D is VICReg's covariance term (arXiv 2105.04906, Eq. 4) and, up to 1 / D, Barlow Twins'
     redundancy reduction (arXiv 2103.03230, Eq. 1). SDPN's follow-up (arXiv 2505.13826) names an off-diagonal term among
@@ -119,8 +126,8 @@ def off_diagonal(matrix):
     return jnp.sum(jnp.square(matrix - jnp.diag(jnp.diagonal(matrix)))) / len(matrix)
 
 
-def frobenius(matrix):
-    """The Frobenius norm |C|_F of a correlation matrix C [D, D].
+def frobenius(matrix: Float[Array, "D D"]) -> Scalar:
+    """The Frobenius norm |C|_F of a correlation matrix C.
 
     For "l2" it lies between 1 / sqrt(D), dimensions equally used, and 1, all embeddings on one line; its square is the
     mean squared cosine of all pairs, the quantity that uniformity and MMCR-like (arXiv 2303.03307) terms reduce.
@@ -130,6 +137,6 @@ def frobenius(matrix):
     return jnp.sqrt(jnp.sum(jnp.square(matrix)) + 1e-12)
 
 
-def over_view_groups(term: Callable, embedding):
-    """The sum of `term` over the V view groups of [B, V, D], each taken alone (paper, Eq. 4)."""
+def over_view_groups(term: Callable[[Float[Array, "B D"]], Scalar], embedding: Float[Array, "B V D"]) -> Scalar:
+    """The sum of `term` over the V view groups, each taken alone (paper, Eq. 4)."""
     return jax.vmap(term, in_axes=1)(embedding).sum()

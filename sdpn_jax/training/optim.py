@@ -1,35 +1,25 @@
-"""Schedules, SGD with per-tensor clipping and selective weight decay, and the exponential moving average."""
+"""Schedules, and SGD with per-tensor clipping and selective weight decay."""
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
+
+Tensor = Float[Array, "..."]
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to `peak` over the warm-up, then a cosine to `final` at the last step."""
+    """Learning rate by step: linear from 0 to `peak` over the warm-up, then a cosine to `final` at step `total_steps`.
 
-    def schedule(step):
-        warmup = peak * step / max(warmup_steps, 1)
-        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-        cosine = final + 0.5 * (peak - final) * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup_steps, warmup, cosine)
-
-    return schedule
+    The warm-up must be shorter than the run.
+    """
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, final)
 
 
 def ema_momentum(first: float, last: float, total_steps: int) -> optax.Schedule:
     """Teacher momentum by step: a cosine from `first` to `last` over the run (BYOL, arXiv 2006.07733, section 3.2)."""
-
-    def schedule(step):
-        progress = jnp.clip(step / max(total_steps, 1), 0.0, 1.0)
-        return last - (last - first) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-    return schedule
-
-
-def ema(average, new, momentum):
-    """momentum * average + (1 - momentum) * new, leaf by leaf."""
-    return jax.tree.map(lambda a, n: momentum * a + (1 - momentum) * n, average, new)
+    share_of_first = optax.cosine_decay_schedule(1.0, total_steps)
+    return lambda step: last - (last - first) * share_of_first(step)
 
 
 def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
@@ -38,13 +28,13 @@ def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
     `scope` says whose norm: "tensor", every tensor's on its own; "global", that of all together; "off" clips nothing.
     """
 
-    def clipped(gradient, norm):
+    def clipped(gradient: Tensor, norm: Float[Array, ""]) -> Tensor:
         return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
 
-    def per_tensor(updates, params):
+    def per_tensor(updates: PyTree[Tensor], params: PyTree | None) -> PyTree[Tensor]:
         return jax.tree.map(lambda g: clipped(g, jnp.sqrt(jnp.sum(jnp.square(g)))), updates)
 
-    def together(updates, params):
+    def together(updates: PyTree[Tensor], params: PyTree | None) -> PyTree[Tensor]:
         norm = optax.tree.norm(updates)
         return jax.tree.map(lambda g: clipped(g, norm), updates)
 

@@ -1,17 +1,22 @@
 """The pure training step of SDPN and its state: `state, batch -> state, metrics`, and nothing hidden anywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from sdpn_jax.models.network import Network, initial_variables
-from sdpn_jax.training import losses, optim
+from sdpn_jax.training import losses
 from sdpn_jax.training.health import health
+
+# Log-mel views of B utterances; Tg and Tl frames.
+Batch = TypedDict("Batch", {"global": Float[Array, "B G Tg F"], "local": Float[Array, "B V Tl F"]})
+Metrics = dict[str, Float[Array, "..."]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,11 @@ class Objective:
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a checkpoint must hold. Networks are {"params": ..., "batch_stats": ...}, all float32."""
 
-    step: jax.Array
+    step: Int[Array, ""]
     student: dict
     teacher: dict
-    prototypes: jax.Array
-    offset: jax.Array  # [K] what balanced and centred targets subtract from the prototypes' logits or cosines
+    prototypes: Float[Array, "K P"]
+    offset: Float[Array, " K"]  # what balanced and centred targets subtract from the prototypes' logits or cosines
     opt_state: optax.OptState
 
 
@@ -58,8 +63,10 @@ def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientT
     )
 
 
-def forward(network: Network, variables: dict, views, microbatches: int = 1):
-    """Training-mode pass over views [B, V, T, F]: embedding [B, V, D], projection [B, V, P], new batch statistics.
+def forward(
+    network: Network, variables: dict, views: Float[Array, "B V T F"], microbatches: int = 1
+) -> tuple[Float[Array, "B V D"], Float[Array, "B V P"], Mapping]:
+    """Training-mode pass over views: embedding, projection, new batch statistics.
 
     With `microbatches` the network sees B / microbatches utterances at a time, and computes what happened inside it
     again in the backward pass: memory for one microbatch. Only batch norm then normalises over less than the batch; its
@@ -68,19 +75,21 @@ def forward(network: Network, variables: dict, views, microbatches: int = 1):
     batch, num_views, *frame_shape = views.shape
     if microbatches > 1:  # utterances i, i + microbatches, ...: each stays on its device
         shares = views.reshape(batch // microbatches, microbatches, *views.shape[1:]).swapaxes(0, 1)
-        *outputs, batch_stats = jax.lax.map(jax.checkpoint(lambda share: forward(network, variables, share)), shares)
+        passes = jax.lax.map(jax.checkpoint(lambda share: forward(network, variables, share)), shares)
         whole = lambda x: x.swapaxes(0, 1).reshape(batch, num_views, -1)  # noqa: E731
-        return *map(whole, outputs), jax.tree.map(lambda x: x.mean(0), batch_stats)
+        return whole(passes[0]), whole(passes[1]), jax.tree.map(lambda x: x.mean(0), passes[2])
     flat = views.reshape(batch * num_views, *frame_shape)
     (embedding, projection), updated = network.apply(variables, flat, True, mutable=["batch_stats"])
     split = lambda x: x.reshape(batch, num_views, -1)  # noqa: E731
     return split(embedding), split(projection), updated["batch_stats"]
 
 
-def teacher_targets(projection, prototypes, offset, objective: Objective):
-    """What the student must predict: projection [B, G, P] of the global views -> targets [B, G, K], no gradient.
+def teacher_targets(
+    projection: Float[Array, "B G P"], prototypes: Float[Array, "K P"], offset: Float[Array, " K"], objective: Objective
+) -> tuple[Float[Array, "B G K"], Float[Array, " K"]]:
+    """What the student must predict: projection of the global views -> targets, no gradient.
 
-    Also returns the offset [K] of the next step. Balanced targets subtract what makes all prototypes equally used over
+    Also returns the offset of the next step. Balanced targets subtract what makes all prototypes equally used over
     time; centred targets a running mean of the cosines, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4). Without
     either, or Sinkhorn, one prototype wins for every utterance.
     """
@@ -99,10 +108,15 @@ def teacher_targets(projection, prototypes, offset, objective: Objective):
     return targets.reshape(cosines.shape), offset
 
 
-def loss_terms(log_probability, targets, embedding, objective: Objective) -> dict:
-    """The terms of the loss, unweighted: log_probability [B, V, K], targets [B, G, K], embedding [B, V, D]."""
+def loss_terms(
+    log_probability: Float[Array, "B V K"],
+    targets: Float[Array, "B G K"],
+    embedding: Float[Array, "B V D"],
+    objective: Objective,
+) -> dict[str, losses.Scalar]:
+    """The terms of the loss, unweighted."""
 
-    def matrix_term(term):
+    def matrix_term(term: Callable[[Float[Array, "D D"]], losses.Scalar]) -> losses.Scalar:
         of_group = lambda group: term(losses.correlation(group, objective.dimension_normalisation))  # noqa: E731
         return losses.over_view_groups(of_group, embedding)
 
@@ -122,13 +136,15 @@ def make_train_step(
     learning_rate: optax.Schedule,
     teacher_momentum: optax.Schedule,
     microbatches: int = 1,
-) -> Callable:
-    """The step as a pure function of (state, {"global": [B, G, Tg, F], "local": [B, V, Tl, F]} log-mel views).
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step as a pure function of state and views.
 
     `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`.
     """
 
-    def loss_fn(params, state: TrainState, local_views, targets):
+    def loss_fn(
+        params: dict, state: TrainState, local_views: Float[Array, "B V T F"], targets: Float[Array, "B G K"]
+    ) -> tuple[losses.Scalar, tuple]:
         variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
         embedding, projection, batch_stats = forward(network, variables, local_views, microbatches)
         log_p = losses.student_log_probability(
@@ -140,7 +156,7 @@ def make_train_step(
         )
         return loss, (terms, embedding, log_p, batch_stats)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
         targets, offset = teacher_targets(projection, state.prototypes, state.offset, objective)
 
@@ -153,7 +169,7 @@ def make_train_step(
         params: Any = optax.apply_updates(params, updates)
 
         momentum = teacher_momentum(state.step)
-        teacher_params = optim.ema(state.teacher["params"], params["network"], momentum)
+        teacher_params = optax.incremental_update(params["network"], state.teacher["params"], 1 - momentum)
         metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
         metrics |= {"gradient_norm": optax.tree.norm(gradients), "update_norm": optax.tree.norm(updates)}

@@ -67,8 +67,3 @@ def test_gradients_within_the_bound_are_not_scaled():
     for scope, factor in (("tensor", 1.0), ("global", 1.1 / 1.25**0.5)):
         clipped, _ = optim.clip(1.1, scope).update(gradients, optax.EmptyState())
         np.testing.assert_allclose(clipped["a"], factor * gradients["a"], rtol=1e-5)
-
-
-def test_ema():
-    average = optim.ema({"a": np.array([1.0, 2.0])}, {"a": np.array([3.0, 0.0])}, 0.75)
-    np.testing.assert_allclose(average["a"], [1.5, 1.5])
