@@ -28,7 +28,7 @@ Config: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its default, which fixes its type, what it means, and which values make sense."""
+    """Describes a field: its default, which fixes its type, its meaning, and the values that make sense."""
 
     default: Any
     meaning: str
@@ -196,7 +196,7 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
 
 
 def default() -> Config:
-    """A config of all fields, locked: SDPN on VoxCeleb2 (arXiv 2308.02774)."""
+    """Makes a config of all fields, locked, with the values of SDPN on VoxCeleb2 (arXiv 2308.02774)."""
     nested: dict[str, Any] = {}
     for name, field in FIELDS.items():
         group, _, last = name.rpartition(".")
@@ -205,12 +205,12 @@ def default() -> Config:
 
 
 def get(config: Config, field: str) -> Any:
-    """The value of a field by its full name, such as "model.dtype"."""
+    """Returns a field's value by its full name, such as "model.dtype"."""
     return operator.attrgetter(field)(config)
 
 
 def check(config: Config) -> None:
-    """Raises UserError that names every field out of its bounds, its value and the bound."""
+    """Checks all values; raises UserError naming every field that is out of bounds, its value and the bound."""
     faults = []
     for name, field in FIELDS.items():
         value = get(config, name)
@@ -225,7 +225,7 @@ def check(config: Config) -> None:
 
 
 def check_data(config: Config, utterances: int, store: str) -> None:
-    """Raises UserError where the config does not fit its data: so many prepared utterances of a kind of store."""
+    """Checks the config against its data: the number of prepared utterances and what the shards store."""
     if store != config.store:
         raise UserError(
             f"{config.data_dir} holds shards of {store}, the config says store={config.store!r}: set "
@@ -246,7 +246,7 @@ def check_data(config: Config, utterances: int, store: str) -> None:
 
 
 def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
-    """Raises UserError where a resumed run would compute something else than the run in the workdir began with.
+    """Checks that a resumed run computes what it began with; raises UserError naming the field that differs.
 
     theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
     weights fix their sizes alone: once training goes on from them, their config is that of any run.
@@ -263,7 +263,7 @@ def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
 
 
 def as_json(config: Config) -> dict[str, Any]:
-    """The config as it is kept in the workdir: plain dictionaries, lists, numbers and strings."""
+    """Turns the config into what is kept in the workdir: plain dictionaries, lists, numbers and strings."""
     return json.loads(config.to_json())
 
 
@@ -280,7 +280,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
-    """(steps of the run, steps of its warm-up)."""
+    """Returns (steps of the run, steps of its warm-up)."""
     return (
         config.num_steps or config.num_epochs * steps_per_epoch,
         config.warmup_steps or config.warmup_epochs * steps_per_epoch,
@@ -288,7 +288,7 @@ def run_length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a Python file, or of a shipped one by its name ("vox2"), changed by `--config.FIELD=VALUE`s.
+    """Loads the config of a Python file, or a shipped one by name ("vox2"), and applies `--config.FIELD=VALUE` flags.
 
     Raises UserError for what is wrong in it, with file and line, and for overrides that name no field or do not fit
     its type. Values are not checked yet; see `check`.
@@ -298,7 +298,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def find(source: str) -> Path:
-    """The file of a config: the path itself, else the shipped config of this name; UserError where there is none."""
+    """Finds the file of a config: the path itself or else the shipped config of that name."""
     if Path(source).is_file():
         return Path(source)
     shipped = {path.stem: path for folder in _shipped_folders() for path in sorted(folder.glob("*.py"))}
@@ -309,7 +309,7 @@ def find(source: str) -> Path:
 
 
 def describe(config: Config) -> str:
-    """One line for each field: name, value, meaning and bounds."""
+    """Lists all fields, one per line: name, value, meaning and choices."""
     width = max(map(len, FIELDS)) + len("--config.=")
     lines = []
     for name, field in FIELDS.items():

@@ -15,7 +15,7 @@ SYSTEMS = ("statistics", "untrained", "teacher")
 
 
 def run(config: Config, workdir: str | Path) -> dict:
-    """Does every stage under `workdir`, reusing what is there; prints a closing table and returns the results.
+    """Runs every stage under `workdir`, reusing what is there; prints a closing table and returns the results.
 
     <workdir>/results.json holds `eer_<system>_percent` for mean and standard deviation of log-mel ("statistics"), the
     untrained encoder and the trained teacher ("trained").
@@ -52,7 +52,7 @@ def run(config: Config, workdir: str | Path) -> dict:
 
 
 def closing_words(results: dict, workdir: Path) -> str:
-    """The closing table, where every file is, and what to type for own data."""
+    """Composes the closing table, where every file is, and the commands for your own data."""
     rows = [
         ("mean and deviation of log-mel", "statistics"),
         ("encoder, untrained", "untrained"),

@@ -16,7 +16,7 @@ INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message names the culprit and the remedy."""
+    """An error that the user can mend; the message names the culprit and the remedy."""
 
 
 def returns_exit_code(command: Callable) -> Callable[..., int]:

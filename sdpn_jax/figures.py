@@ -36,7 +36,7 @@ STYLE = {
 
 @contextmanager
 def drawing(path: str | Path, width: float, height: float, **style) -> Iterator[Figure]:
-    """A figure of width x height inches to draw on, written to `path` at the end.
+    """Opens a figure of width x height inches to draw on and writes it to `path` at the end.
 
     The path's extension chooses the format (png, pdf, svg); `style` changes single settings of STYLE, with "_" for "."
     in their names.

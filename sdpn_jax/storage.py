@@ -7,19 +7,19 @@ import numpy as np
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes under another name and renames, so that nobody ever finds half of it."""
+    """Writes a text file under another name and renames it, so that nobody ever finds half of it."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`."""
+    """Writes a file of bytes, complete or not at all, as `write_text` does."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     temporary.replace(path)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """As `write_text`, an archive of arrays."""
+    """Writes an .npz of arrays, complete or not at all, as `write_text` does."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -27,7 +27,7 @@ def write_npz(path: Path, **arrays: Any) -> None:
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """(size, time of the last change), from which a changed file can be told; None where there is no file."""
+    """Returns (size, time of the last change), by which a changed file is recognised; None if there is no file."""
     try:
         status = path.stat()
     except OSError:

@@ -41,7 +41,7 @@ CHIPS = {
 
 
 def compile_step(config: Config, devices: list, num_utterances: int):
-    """(compiled step, Program) of `config` for these devices, from abstract arguments: nothing is allocated."""
+    """Compiles the step of `config` for these devices from abstract arguments; returns (compiled step, Program)."""
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
@@ -60,7 +60,7 @@ def compile_step(config: Config, devices: list, num_utterances: int):
 
 
 def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
-    """A Markdown table of memory, work, communication and the times that follow from the chip's peak rates."""
+    """Tabulates memory, work and communication, and the times that follow from the chip's peak rates, in Markdown."""
     hlo = compiled.as_text()
     memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(hlo)
     state = memory.argument_size_in_bytes
@@ -90,7 +90,7 @@ def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
 
 
 def devices_of(topology: str) -> list:
-    """The absent devices of a slice such as "v5e:4x8"; raises UserError when libtpu or the slice is unknown."""
+    """Describes the absent devices of a slice such as "v5e:4x8"; UserError when libtpu or the slice is unknown."""
     if topology.split(":")[0] not in CHIPS:
         raise UserError(f"--topology={topology}: name a slice such as v5e:4x8; known chips: {', '.join(CHIPS)}")
     # The compiler alone is wanted: no chip is locked against other processes, no metadata server asked for its kind.

@@ -20,7 +20,7 @@ KINDS = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-
 
 
 def collectives(hlo: str) -> dict[str, Counter]:
-    """{kind: Counter of the bytes of each collective's result on one device} in the text of a compiled program.
+    """Finds the collectives in a compiled program: {kind: Counter of the bytes of each one's result on a device}.
 
     Collectives inside a loop count once. One that overlaps with computation shows in several places; its channel tells.
     """
@@ -37,7 +37,7 @@ def collectives(hlo: str) -> dict[str, Counter]:
 
 
 def main_memory_bytes(hlo: str) -> int:
-    """Bytes that a compiled program moves from or to the chip's main memory, the rest staying in its on-chip memory.
+    """Counts the bytes that a compiled program reads from and writes to main memory rather than on-chip memory.
 
     Counted are operands and results of the operations of the program's entry, each once, but those in memory space 1
     (a TPU's vector memory), and what is copied between the two. What happens inside a loop counts once.
@@ -73,7 +73,7 @@ def _bytes_of(item: str, shape: str) -> int:
 
 
 def sent_bytes(found: dict[str, Counter], num_devices: int) -> float:
-    """What a device sends in a step when each collective goes around a ring: an all-reduce goes around twice."""
+    """Estimates the bytes a device sends in a step if each collective runs around a ring, an all-reduce twice."""
     around = (num_devices - 1) / num_devices
     share = {"all-reduce": 2 * around, "reduce-scatter": num_devices * around, "collective-permute": 1.0}
     return sum(share.get(kind, around) * size * count for kind, sizes in found.items() for size, count in sizes.items())

@@ -24,7 +24,7 @@ class AudioError(Exception):
 
 
 def read_audio(path: str | os.PathLike, channel: int | None = None) -> np.ndarray:
-    """The recording as float32 [N] in [-1, 1], mono (mean of the channels, or one `channel` alone), 16 kHz.
+    """Reads a recording as 16 kHz mono float32 [N] in [-1, 1]: the mean of its channels, or one `channel`.
 
     WAV, FLAC, OGG and MP3 through libsndfile, M4A, AAC and MP4 through FFmpeg. Raises AudioError for a file that is
     missing, unreadable, empty, shorter than 0.1 s, silent, or holds NaN or infinite samples.
@@ -44,7 +44,7 @@ def read_audio(path: str | os.PathLike, channel: int | None = None) -> np.ndarra
 
 
 def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> np.ndarray:
-    """Samples [N, channels] at `rate` Hz as `read_audio` gives them, which says what AudioError is raised for."""
+    """Converts samples [N, channels] at `rate` Hz to what `read_audio` returns; raises AudioError as it does."""
     if not len(samples):
         raise AudioError("no samples")
     if not np.isfinite(samples).all():
@@ -63,7 +63,7 @@ def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> n
 
 
 def seconds_of(path: str | Path) -> float | None:
-    """The length of a recording as its header says, without decoding; None where no header can be read."""
+    """Returns a recording's length in seconds from its header, without decoding; None if no header can be read."""
     path = Path(path)
     try:
         if path.suffix.lower() in FFMPEG_EXTENSIONS:
@@ -76,7 +76,7 @@ def seconds_of(path: str | Path) -> float | None:
 
 
 def read_stretch(path: str | Path, num_samples: int, rng: np.random.Generator) -> np.ndarray | None:
-    """`num_samples` samples from a random place of a 16 kHz recording [num_samples], reading no more than these.
+    """Reads `num_samples` samples from a random place in a 16 kHz recording, and nothing else of it.
 
     None when that cannot be done: another rate, a container that cannot be searched, or too short a recording.
     """
@@ -128,7 +128,7 @@ def _decode_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
 
 
 def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
-    """(utterance id, path) of every recording of `source`, sorted by id.
+    """Lists (utterance id, path) of every recording of `source`, sorted by id.
 
     A folder: all audio files below it, ids their paths relative to it with '/' and extension, as VoxCeleb's trial lists
     write them; folders `wav` and `aac` that hold everything are left out of the ids, so that VoxCeleb's own root will
@@ -148,7 +148,7 @@ def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
                         else f"{source} is empty: expected one recording on each line")  # fmt: skip
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     if twice:
-        raise UserError(f"{source}: {len(twice)} utterance ids are there twice, first {twice[0]!r}: make them unique")
+        raise UserError(f"{source}: {len(twice)} utterance ids occur twice, first {twice[0]!r}: make them unique")
     return sorted(found)
 
 

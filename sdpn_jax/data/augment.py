@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import scipy.fft
 import scipy.signal
 from absl import logging
+from jaxtyping import Float, Float32
 
 from sdpn_jax.data import audio
 from sdpn_jax.errors import UserError
@@ -23,10 +25,13 @@ SYNTHETIC_DIRECT_DB = (-3.0, 12.0)  # direct sound over reverberation
 RIR_SAMPLES = 8000  # of a response on an accelerator: what comes later is 60 dB down in most rooms
 NOISE_EXPONENT = (0.0, 2.0)  # of 1 / f^a: white to brown
 
+Waveform: TypeAlias = Float[np.ndarray, " N"]
+Response: TypeAlias = Float32[np.ndarray, " L"]
+
 
 @dataclass(frozen=True)
 class Sources:
-    """Where noise and room impulse responses come from; empty means that they are made up.
+    """Files of noise and room impulse responses; where there are none, noise and rooms are synthesised.
 
     noises: {"noise" | "speech" | "music": files}, rirs: files.
     """
@@ -42,11 +47,11 @@ class Sources:
 
 
 def find_sources(noise: str | Path | None, rirs: str | Path | None) -> Sources:
-    """The usable files of a noise folder and of a folder of room impulse responses (None: none).
+    """Finds the usable files of a noise folder and of a folder of room impulse responses (None: no folder).
 
     A noise folder with subfolders noise, speech or music (as MUSAN) gives these types, any other is all "noise".
-    Of a folder of impulse responses the files of which a folder's or the file's own name speaks of noise are left out
-    (RIRS_NOISES holds both). Raises UserError when a folder holds nothing usable.
+    Files whose own or folder's name mentions noise are no impulse responses (RIRS_NOISES holds both).
+    Raises UserError when a folder holds nothing usable.
     """
     noises = {}
     if noise:
@@ -74,16 +79,16 @@ def _usable(folder: str | Path) -> list[Path]:
 
 
 @lru_cache(maxsize=64)
-def _read_rir(path: Path) -> np.ndarray:
+def _read_rir(path: Path) -> Response:
     return audio.read_audio(path, channel=0)  # the mean of a microphone array's channels would be a comb filter
 
 
 @lru_cache(maxsize=8)
-def _read_noise(path: Path) -> np.ndarray:
+def _read_noise(path: Path) -> Float32[np.ndarray, " N"]:
     return audio.read_audio(path)
 
 
-def _draw(files: list[Path], read: Callable, rng: np.random.Generator) -> np.ndarray:
+def _draw(files: list[Path], read: Callable[[Path], Waveform], rng: np.random.Generator) -> Waveform:
     """What `read` gives for a random file; a file that cannot be decoded is named in the log and another one drawn."""
     for _ in range(DRAWS):
         path = files[rng.integers(len(files))]
@@ -94,14 +99,14 @@ def _draw(files: list[Path], read: Callable, rng: np.random.Generator) -> np.nda
     raise UserError(f"{DRAWS} of {DRAWS} files drawn from {files[0].parent} and others cannot be decoded: see the log")
 
 
-def _noise_stretch(path: Path, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+def _noise_stretch(path: Path, num_samples: int, rng: np.random.Generator) -> Waveform:
     """A random stretch of a noise file, the file repeated where it is too short."""
     stretch = audio.read_stretch(path, num_samples, rng)
     return fit_length(_read_noise(path), num_samples, rng) if stretch is None else stretch
 
 
-def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A noisy or reverberant version of a waveform [N], and which: "none", "reverb", "noise" or "reverb+noise".
+def augment(waveform: Waveform, sources: Sources, rng: np.random.Generator) -> tuple[Waveform, str]:
+    """Augments a waveform [N]; also returns how: "none", "reverb", "noise" or "reverb+noise".
 
     None with probability 1/6; with 1/2 one of reverb (25 %) and noise (75 %); with 1/3 reverb, then noise.
     """
@@ -115,36 +120,38 @@ def augment(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) ->
     return add_noise(add_reverb(waveform, sources, rng), sources, rng), "reverb+noise"
 
 
-def add_reverb(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
-    """The waveform in a room, [N]: convolved with an impulse response of unit energy, gain uniform in -7..3 dB."""
+def add_reverb(waveform: Waveform, sources: Sources, rng: np.random.Generator) -> Waveform:
+    """Adds reverberation: convolves with an impulse response of unit energy, with a gain uniform in -7..3 dB."""
     rir = rir_of(sources, rng)
     gain = 10 ** (rng.uniform(*REVERB_GAIN_DB) / 20)
     return (gain * convolve_rir(waveform, rir)).astype(np.float32)
 
 
-def rir_of(sources: Sources, rng: np.random.Generator) -> np.ndarray:
-    """A random room impulse response [L], from the sources or synthetic."""
+def rir_of(sources: Sources, rng: np.random.Generator) -> Response:
+    """Draws a random room impulse response [L] from the sources, or synthesises one."""
     if sources.rirs:
         return _draw(sources.rirs, _read_rir, rng)
     return synthetic_rir(rng.uniform(*SYNTHETIC_RT60_S), rng)
 
 
-def convolve_rir(waveform: np.ndarray, rir: np.ndarray) -> np.ndarray:
-    """waveform [N] * rir / |rir|, cut to [N], the strongest tap of the response (the direct path) at no delay."""
+def convolve_rir(waveform: Waveform, rir: Float[np.ndarray, " L"]) -> Waveform:
+    """Convolves a waveform [N] with rir / |rir|, cut to [N], the strongest tap (the direct path) at no delay."""
     direct = int(np.argmax(np.abs(rir)))
     wet = scipy.signal.fftconvolve(waveform, rir / np.sqrt(np.sum(np.square(rir))))
     return wet[direct : direct + len(waveform)]
 
 
-def add_noise(waveform: np.ndarray, sources: Sources, rng: np.random.Generator) -> np.ndarray:
-    """The waveform plus noise of a random type at that type's SNR, [N]; power is the mean over the utterance."""
+def add_noise(waveform: Waveform, sources: Sources, rng: np.random.Generator) -> Waveform:
+    """Adds noise of a random type at that type's SNR; power is the mean over the utterance."""
     kinds = sorted(sources.noises) or ["noise"]
     kind = kinds[rng.integers(len(kinds))]
     return mix(waveform, noise_of(kind, sources, len(waveform), rng), rng.uniform(*SNR_DB[kind]))
 
 
-def noise_of(kind: str, sources: Sources, num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of a kind [N]: a stretch of a file, or coloured noise where there are no files.
+def noise_of(
+    kind: str, sources: Sources, num_samples: int, rng: np.random.Generator
+) -> Float32[np.ndarray, " {num_samples}"]:
+    """Draws noise [N] of a kind: a stretch of a file, or coloured noise where there are no files.
 
     "speech" is babble, the sum of 3 to 7 files, each scaled to the same power.
     """
@@ -161,8 +168,8 @@ def noise_of(kind: str, sources: Sources, num_samples: int, rng: np.random.Gener
     return babble
 
 
-def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """waveform + noise, both [N], the noise scaled to `snr_db`; a stretch of digital silence adds nothing."""
+def mix(waveform: Waveform, noise: Waveform, snr_db: float) -> Waveform:
+    """Adds noise [N] to a waveform [N], scaled to `snr_db`; digital silence adds nothing."""
     noise_power = np.mean(np.square(noise), dtype=np.float64)
     if noise_power == 0:
         return waveform
@@ -170,16 +177,18 @@ def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
     return (waveform + np.sqrt(power / noise_power / 10 ** (snr_db / 10)) * noise).astype(np.float32)
 
 
-def fit_length(noise: np.ndarray, num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A random stretch of `num_samples` samples; a shorter noise is repeated, from a random place on."""
+def fit_length(noise: Waveform, num_samples: int, rng: np.random.Generator) -> Float[np.ndarray, " {num_samples}"]:
+    """Cuts a random stretch of `num_samples` samples; noise that is too short is repeated from a random place."""
     if len(noise) >= num_samples:
         start = rng.integers(len(noise) - num_samples + 1)
         return noise[start : start + num_samples]
     return np.resize(np.roll(noise, -rng.integers(len(noise))), num_samples)
 
 
-def coloured_noise(num_samples: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise [N] with power spectrum 1 / f^exponent: 0 white, 1 pink, 2 brown."""
+def coloured_noise(
+    num_samples: int, exponent: float, rng: np.random.Generator
+) -> Float32[np.ndarray, " {num_samples}"]:
+    """Synthesises Gaussian noise [N] with power spectrum 1 / f^exponent: 0 white, 1 pink, 2 brown."""
     size = scipy.fft.next_fast_len(num_samples, real=True)
     spectrum = np.asarray(scipy.fft.rfft(rng.standard_normal(size, dtype=np.float32)))
     frequency = np.arange(len(spectrum), dtype=np.float32)
@@ -187,8 +196,8 @@ def coloured_noise(num_samples: int, exponent: float, rng: np.random.Generator) 
     return np.asarray(scipy.fft.irfft(spectrum * frequency ** np.float32(-exponent / 2), size))[:num_samples]
 
 
-def synthetic_rir(rt60: float, rng: np.random.Generator) -> np.ndarray:
-    """A direct path followed by Gaussian noise whose energy falls by 60 dB in `rt60` seconds, 16 kHz."""
+def synthetic_rir(rt60: float, rng: np.random.Generator) -> Response:
+    """Synthesises a 16 kHz room response: a direct path, then Gaussian noise that decays by 60 dB in `rt60` seconds."""
     time = np.arange(1, int(rt60 * audio.SAMPLE_RATE)) / audio.SAMPLE_RATE
     tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
     direct = np.sqrt(np.sum(np.square(tail))) * 10 ** (rng.uniform(*SYNTHETIC_DIRECT_DB) / 20)

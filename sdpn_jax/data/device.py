@@ -14,7 +14,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Int16
+from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int16, PRNGKeyArray
 
 from sdpn_jax.data import augment, features
 from sdpn_jax.data.pipeline import Views
@@ -36,11 +36,15 @@ class Bank:
 
     kinds: tuple[str, ...]
     noise: Int16[np.ndarray, "kinds N S"]
-    rirs: Float[np.ndarray, "R L"]
+    rirs: Float32[np.ndarray, "R L"]
 
 
 def make_bank(
-    sources: augment.Sources, seed: int, stretches=BANK_STRETCHES, seconds=BANK_SECONDS, rirs=BANK_RIRS
+    sources: augment.Sources,
+    seed: int,
+    stretches: int = BANK_STRETCHES,
+    seconds: float = BANK_SECONDS,
+    rirs: int = BANK_RIRS,
 ) -> Bank:
     """Draws noise and room impulse responses for the device from the same sources as the host's augmentation.
 
@@ -77,7 +81,7 @@ def load_bank(directory: str | Path) -> Bank:
         raise UserError(f"{path} cannot be read ({error}): run sdpn prepare --store=waveform again") from error
 
 
-def _as_int16(noise: np.ndarray) -> np.ndarray:
+def _as_int16(noise: Float[np.ndarray, " N"]) -> Int16[np.ndarray, " N"]:
     """Scaled so that its largest sample is full scale; a mixture scales it again to its signal-to-noise ratio."""
     return np.round(noise * (32767 / max(np.abs(noise).max(), 1e-9))).astype(np.int16)
 
@@ -100,7 +104,7 @@ def cut_view(
     padded: Bool[ArrayLike, ""],
     frames: int,
 ) -> Float[Array, " view"]:
-    """The samples that a view of `frames` frames sees, from its segment [history + view_samples(frames)].
+    """Cuts out the samples that a view of `frames` frames sees from its segment [history + view_samples(frames)].
 
     first: the utterance's sample that the view's first frame begins to see, negative at the start of an utterance.
     Beyond both ends the utterance is reflected, as centred frames do; `padded` says that silence follows its end.
@@ -115,7 +119,7 @@ def cut_view(
 
 
 def reverberate(segment: Samples, rir: Float[Array, " L"], gain: Float[Array, ""] | float) -> Samples:
-    """gain * (segment [N] * rir [L]) cut to [N], by FFT; the direct path is at no delay."""
+    """Computes gain * (segment * rir) by FFT, cut to the segment's length; the direct path is at no delay."""
     size = _fast_length(segment.shape[-1] + rir.shape[-1] - 1)
     wet = jnp.fft.irfft(jnp.fft.rfft(segment, size) * jnp.fft.rfft(rir, size), size)
     return gain * wet[: segment.shape[-1]]
@@ -128,7 +132,7 @@ def _fast_length(size: int) -> int:
 
 
 def mix(view: Samples, noise: Samples, snr_db: Float[ArrayLike, ""], audible: Bool[Array, " N"]) -> Samples:
-    """view + noise, both [N], at `snr_db` over the `audible` samples [N] (bool); the others stay as they are."""
+    """Adds noise to a view at `snr_db` over the `audible` samples; the others stay as they are."""
     power = lambda x: jnp.sum(jnp.square(x), where=audible)  # noqa: E731
     noise_power = power(noise)
     scale = jnp.sqrt(power(view) / jnp.maximum(noise_power, 1e-20) / 10 ** (snr_db / 10))
@@ -136,9 +140,9 @@ def mix(view: Samples, noise: Samples, snr_db: Float[ArrayLike, ""], audible: Bo
 
 
 def augment_segment(
-    key: Array, segment: Samples, audible: Bool[Array, " N"], bank: dict, kinds: tuple[str, ...]
+    key: PRNGKeyArray, segment: Samples, audible: Bool[Array, " N"], bank: dict, kinds: tuple[str, ...]
 ) -> Samples:
-    """A noisy or reverberant version of a segment [N], with the shares of augment.augment."""
+    """Augments a segment with the probabilities of augment.augment."""
     keys = jax.random.split(key, 7)
     draw, which = jax.random.uniform(keys[0]), jax.random.uniform(keys[1])
     one, both = (draw >= 1 / 6) & (draw < 4 / 6), draw >= 4 / 6
@@ -160,9 +164,9 @@ def augment_segment(
 
 
 def mask(
-    key: Array, log_mel: Float[Array, "T F"], probability: float, max_frames: int, max_bins: int, value: str
+    key: PRNGKeyArray, log_mel: Float[Array, "T F"], probability: float, max_frames: int, max_bins: int, value: str
 ) -> Float[Array, "T F"]:
-    """pipeline.mask on the device: log_mel [T, F]."""
+    """Masks a log-mel as pipeline.mask does, on the device."""
     keys = jax.random.split(key, 5)
     frames, bins = log_mel.shape
     floor = jnp.full(bins, np.log(features.DEFAULT.floor), log_mel.dtype)
@@ -171,7 +175,7 @@ def mask(
     return jnp.where(hidden & (jax.random.uniform(keys[4]) < probability), fill, log_mel)
 
 
-def _stretch(key_width: Array, key_start: Array, length: int, max_width: int) -> Bool[Array, " length"]:
+def _stretch(key_width: PRNGKeyArray, key_start: PRNGKeyArray, length: int, max_width: int) -> Bool[Array, " {length}"]:
     """A random stretch of 0 to `max_width` places among `length`, as bool [length]."""
     width = jax.random.randint(key_width, (), 0, min(max_width, length) + 1)
     start = jax.random.randint(key_start, (), 0, length - width + 1)
@@ -180,9 +184,9 @@ def _stretch(key_width: Array, key_start: Array, length: int, max_width: int) ->
 
 
 def make_views(
-    key: Array, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views
-) -> dict[str, Float[Array, "B V T F"]]:
-    """Waveform segments -> {"global": [B, G, Tg, F] clean, "local": [B, V, Tl, F] augmented and masked}, float32.
+    key: PRNGKeyArray, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views
+) -> dict[str, Float32[Array, "B _V _T F"]]:
+    """Turns waveform segments into {"global": clean views, "local": augmented and masked views}, float32 log-mel.
 
     batch: as pipeline.dataset gives it for shards of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.
     """
@@ -215,7 +219,7 @@ def make_views(
 
 
 def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callable]:
-    """(bank arrays, function (step, batch, bank arrays) -> views) for open shards.
+    """Returns (bank arrays, function (step, batch, bank arrays) -> views) for open shards.
 
     Batches of prepared features are views already. Segments of waveforms are augmented with a key that is a function of
     (seed, step).

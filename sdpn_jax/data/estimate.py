@@ -15,7 +15,7 @@ ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
 
 
 def estimate(utterances: list[tuple[str, Path]], recipe: prepare.Recipe, workers: int = 0) -> str:
-    """Hours, size and time to be expected, for people: from a sample of headers and some seconds of preparing."""
+    """Estimates hours of audio, bytes and time from a sample of headers and some seconds of preparing, as text."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(utterances))
     seconds = [audio.seconds_of(utterances[i][1]) for i in order[:ESTIMATE_HEADERS]]

@@ -8,7 +8,7 @@ import librosa
 import numpy as np
 import scipy.fft
 import scipy.signal
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 FRAMES_AT_ONCE = 256
 TAIL_FRAMES = 3  # frames that see both the utterance's last samples and the silence after it
@@ -33,8 +33,8 @@ Waveform: TypeAlias = Float[np.ndarray, " N"]
 LogMel: TypeAlias = Float[np.ndarray, "T F"]
 
 
-def mel_power(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
-    """Mel power spectrogram of a waveform [N] at settings.sample_rate: float32 [T, F], T = 1 + N // hop.
+def mel_power(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Float32[np.ndarray, "T F"]:
+    """Computes the mel power spectrogram of a waveform at settings.sample_rate, T = 1 + N // hop.
 
     Centred frames with reflect padding, librosa's filterbank on the HTK scale without Slaney normalisation.
     """
@@ -42,21 +42,21 @@ def mel_power(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel
     return _power_of_frames(np.pad(np.asarray(waveform, np.float32), half, mode="reflect"), settings)
 
 
-def log_mel(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
-    """log(mel_power + floor) of a waveform [N]: float32 [T, F]."""
+def log_mel(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Float32[np.ndarray, "T F"]:
+    """Computes log(mel_power + floor) of a waveform."""
     return np.log(mel_power(waveform, settings) + np.float32(settings.floor))
 
 
 def tail_start(num_samples: int, settings: FeatureSettings = DEFAULT) -> int:
-    """The first frame that reaches past the end of a waveform of `num_samples` samples.
+    """Returns the first frame that reaches past the end of a waveform of `num_samples` samples.
 
     Frame t covers the samples from t hop - window / 2 to t hop + window / 2.
     """
     return max(0, (num_samples - settings.window // 2) // settings.hop + 1)
 
 
-def silence_tail(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> LogMel:
-    """The frames from `tail_start` on of the waveform followed by silence, float32 [TAIL_FRAMES, F].
+def silence_tail(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Float32[np.ndarray, "tail F"]:
+    """Computes the TAIL_FRAMES frames from `tail_start` on of the waveform followed by silence.
 
     All later frames are log(floor). Frames before it do not see the end: they are those of `log_mel`.
     """
@@ -72,16 +72,20 @@ def silence_tail(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Log
 
 
 def view_samples(frames: int, settings: FeatureSettings = DEFAULT) -> int:
-    """How many samples `frames` consecutive frames see."""
+    """Counts the samples that `frames` consecutive frames see."""
     return (frames - 1) * settings.hop + settings.n_fft
 
 
 def pad_with_silence(
-    log_mel: LogMel, tail: LogMel, num_samples: int, frames: int, settings: FeatureSettings = DEFAULT
-) -> LogMel:
-    """The first `frames` frames of the log-mel of an utterance whose waveform is followed by silence: [frames, F].
+    log_mel: LogMel,
+    tail: Float[np.ndarray, "tail F"],
+    num_samples: int,
+    frames: int,
+    settings: FeatureSettings = DEFAULT,
+) -> Float[np.ndarray, "{frames} F"]:
+    """Returns the first `frames` frames of the log-mel of an utterance whose waveform is followed by silence.
 
-    log_mel [T, F] and tail [TAIL_FRAMES, F] as `log_mel` and `silence_tail` give them for its `num_samples` samples.
+    log_mel and tail as `log_mel` and `silence_tail` give them for its `num_samples` samples.
     """
     padded = np.full((frames, log_mel.shape[1]), np.log(settings.floor), log_mel.dtype)
     seen = np.concatenate([log_mel[: tail_start(num_samples, settings)], tail])[:frames]
@@ -89,8 +93,8 @@ def pad_with_silence(
     return padded
 
 
-def _power_of_frames(padded: Waveform, settings: FeatureSettings) -> LogMel:
-    """Mel power of every whole frame of n_fft samples, [T, F]."""
+def _power_of_frames(padded: Waveform, settings: FeatureSettings) -> Float32[np.ndarray, "T F"]:
+    """Computes the mel power of every whole frame of n_fft samples."""
     window, filterbank = window_and_filterbank(settings)
     frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
     mel = np.empty((len(frames), settings.mel_bins), np.float32)
@@ -101,8 +105,10 @@ def _power_of_frames(padded: Waveform, settings: FeatureSettings) -> LogMel:
 
 
 @lru_cache
-def window_and_filterbank(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The window in the middle of n_fft zeros [n_fft], and the mel filterbank [n_fft // 2 + 1, F], float32."""
+def window_and_filterbank(
+    settings: FeatureSettings,
+) -> tuple[Float32[np.ndarray, " {settings.n_fft}"], Float32[np.ndarray, "bins F"]]:
+    """Returns the window in the middle of n_fft zeros, and the mel filterbank of n_fft // 2 + 1 bins."""
     window = scipy.signal.get_window("hann", settings.window, fftbins=True)
     side = (settings.n_fft - settings.window) // 2
     window = np.pad(window, (side, settings.n_fft - settings.window - side))

@@ -1,6 +1,7 @@
 """Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,10 @@ class Views:
     mask_value: str = "mean"  # of the band over the view; or "silence": log of zero power, as the released code does
 
 
-def crop(utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator) -> features.LogMel:
-    """A random stretch of `frames` frames of one version, [frames, F] float16.
+def crop(
+    utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator
+) -> Float16[np.ndarray, "{frames} F"]:
+    """Crops a random stretch of `frames` frames from one version of an utterance, float16.
 
     An utterance shorter than the view is padded at its end exactly as if its waveform had been padded with silence.
     """
@@ -49,7 +52,7 @@ def _start_of_view(num_samples: int, frames: int, rng: np.random.Generator) -> t
 
 
 def mask(log_mel: features.LogMel, views: Views, rng: np.random.Generator) -> features.LogMel:
-    """With probability `mask_probability` hides one stretch of frames and one of mel bins, [T, F] -> [T, F].
+    """Hides one stretch of frames and one of mel bins, with probability `mask_probability`.
 
     Both widths are uniform from 0 to their maximum. Hidden values become the mel bin's mean over the view, which the
     instance norm turns into 0, or with "silence" log(floor).
@@ -75,8 +78,8 @@ def _stretch(length: int, max_width: int, rng: np.random.Generator) -> tuple[int
 
 def make_views(
     utterance: records.Utterance, views: Views, rng: np.random.Generator
-) -> dict[str, Float16[np.ndarray, "views T F"]]:
-    """{"global": [G, Tg, F] clean, "local": [V, Tl, F] each from a random augmented version}, float16 log-mel."""
+) -> dict[str, Float16[np.ndarray, "_V _T F"]]:
+    """Cuts {"global": clean views, "local": views of random augmented versions} from an utterance, float16 log-mel."""
     versions = len(utterance.log_mel)
     clean = [crop(utterance, 0, views.global_frames, rng) for _ in range(views.global_count)]
     local = []
@@ -89,7 +92,7 @@ def make_views(
 def cut_segment(
     recording: records.Recording, frames: int, history: int, rng: np.random.Generator
 ) -> tuple[Int16[np.ndarray, " N"], int, bool]:
-    """The samples from which device.cut_view makes a random view: (int16 [history + view_samples], first, padded).
+    """Cuts the samples from which device.cut_view makes a random view: ([history + view_samples], first, padded).
 
     The view is the same stretch of frames that `crop` would cut from the utterance's log-mel with this `rng`.
     """
@@ -102,8 +105,10 @@ def cut_segment(
     return segment, first, padded
 
 
-def make_segments(recording: records.Recording, views: Views, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The segments of all views, for device.make_views to augment.
+def make_segments(
+    recording: records.Recording, views: Views, rng: np.random.Generator
+) -> dict[str, np.ndarray | np.int32]:
+    """Cuts the segments of all views, for device.make_views to augment.
 
     {"global" [G, Ng], "local" [V, Nl] int16, "<name>_first" int32, "<name>_padded" bool, "num_samples" int32}.
     """
@@ -126,7 +131,7 @@ class _LoadViews(grain.transforms.RandomMap):
 
     def random_map(  # pyright: ignore[reportIncompatibleMethodOverride] # Grain declares no return
         self, element: bytes, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    ) -> Mapping[str, np.ndarray | np.int32]:
         utterance = records.decode(element)
         if isinstance(utterance, records.Recording):
             return make_segments(utterance, self.views, rng)
@@ -134,7 +139,7 @@ class _LoadViews(grain.transforms.RandomMap):
 
 
 def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
-    """Whole batches in one pass over the data.
+    """Counts the whole batches in one pass over the data.
 
     Raises UserError when there is not even one.
     """
@@ -152,7 +157,7 @@ def dataset(
     process_count: int = 1,
     held_out: int = 0,
 ) -> grain.MapDataset:
-    """Element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], "local": [b, V, Tl, F]}.
+    """Makes the dataset whose element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], ...}.
 
     From shards of waveforms it is what make_segments gives, with b in front. b = batch_size / process_count. Every
     epoch has its own order, and no utterance is twice in a batch. The last `held_out` utterances are left to
@@ -175,7 +180,7 @@ def dataset(
 
 
 def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> grain.DatasetIterator:
-    """The elements first_step, first_step + 1, ... of a `dataset`, without end.
+    """Iterates over the elements first_step, first_step + 1, ... of a `dataset`, without end.
 
     `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says. Closing the
     iterator ends them.
@@ -198,14 +203,14 @@ def _ignore_sigterm(*_) -> None:
 
 
 def automatic_workers(cores: int) -> int:
-    """Processes that read ahead: half of the cores, at most 16; none where they would only be in the step's way."""
+    """Chooses how many processes read ahead: half the cores, at most 16; none on fewer than 8 cores."""
     return min(cores // 2, 16) if cores >= 8 else 0
 
 
 def held_out_crops(
     shards: Shards, held_out: int, frames: int, seed: int, count: int = 4
-) -> tuple[Float16[np.ndarray, "M T F"], Int[np.ndarray, " M"]]:
-    """Crops of the last `held_out` utterances: (log-mel [M, frames, F] float16, number of the utterance of each [M]).
+) -> tuple[Float16[np.ndarray, "M {frames} F"], Int[np.ndarray, " M"]]:
+    """Crops the last `held_out` utterances: (log-mels float16, the number of each crop's utterance).
 
     Of each utterance up to `count` stretches that do not overlap, each from a random augmented version where there is
     one; utterances too short for two of them are left out. Raises UserError when fewer than two utterances are left.

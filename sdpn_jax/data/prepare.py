@@ -80,7 +80,7 @@ class Shard:
 def make_recipe(
     noise: str | Path | None, rirs: str | Path | None, augmentations: int, seed: int, store: str = "log_mel"
 ) -> Recipe:
-    """The recipe of the command's flags. Raises UserError for folders without anything usable."""
+    """Makes the recipe from the command's options; raises UserError for folders without usable files."""
     if augmentations < 0:
         raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
     sources = augment.find_sources(noise, rirs)
@@ -179,7 +179,7 @@ def plan(utterances: list[tuple[str, Path]], output: Path) -> list[Shard]:
 
 
 def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> records.Utterance | records.Recording:
-    """Clean and augmented log-mel of a 16 kHz waveform [N], or its samples: a function of id, waveform and recipe."""
+    """Makes a record of a 16 kHz waveform [N]: clean and augmented log-mel or samples, a function of id and recipe."""
     if recipe.store == "waveform":
         samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
         return records.Recording(utterance_id, samples)
@@ -305,7 +305,7 @@ def _one_line(path: str) -> str:
 
 
 def describe(metadata: dict, output: str | Path) -> str:
-    """What was made, in a few lines for people."""
+    """Describes what was made in a few lines."""
     versions = f"each clean and {metadata['augmentations']} times augmented"
     if metadata["store"] == "waveform":
         versions = "as waveforms, with a bank of noise and rooms (bank.npz) to augment them on the accelerator"
@@ -318,7 +318,7 @@ def describe(metadata: dict, output: str | Path) -> str:
 
 
 def task_from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(index, count) of a SLURM array task or of a Kubernetes indexed job (its count as TASK_COUNT); else (0, 1)."""
+    """Reads (index, count) of a SLURM array task or Kubernetes indexed job (count in TASK_COUNT); otherwise (0, 1)."""
     if "SLURM_ARRAY_TASK_ID" in environment:
         first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
         return int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment["SLURM_ARRAY_TASK_COUNT"])

@@ -50,7 +50,7 @@ class Recording:
 
 
 def encode(utterance: Utterance | Recording) -> bytes:
-    """The bytes of one record."""
+    """Encodes an utterance as the bytes of one record."""
     name = utterance.id.encode("utf-8", "surrogateescape")
     if isinstance(utterance, Recording):
         versions, frames, bins = 0, 0, 0  # which marks a waveform
@@ -63,7 +63,7 @@ def encode(utterance: Utterance | Recording) -> bytes:
 
 
 def decode(record: bytes) -> Utterance | Recording:
-    """The utterance of one record, its arrays read-only views of these bytes.
+    """Decodes one record; its arrays are read-only views of these bytes.
 
     Raises UserError for bytes of another format or version, or of the wrong length.
     """

@@ -20,7 +20,7 @@ METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class Shards:
-    """An open folder of shards: what the rest of the program knows of its data.
+    """An open folder of shards; all that the rest of the program knows of its data.
 
     metadata is the content of metadata.json; paths are its shards, in order.
     """
@@ -56,7 +56,7 @@ class Shards:
 
 
 def is_shards(folder: str | Path) -> bool:
-    """Whether a folder holds prepared shards; somebody else's metadata.json does not make it one."""
+    """Tells whether a folder holds prepared shards; a metadata.json of something else does not count."""
     try:
         metadata = json.loads((Path(folder) / METADATA).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,7 +65,7 @@ def is_shards(folder: str | Path) -> bool:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata.json of a folder of shards.
+    """Reads and checks the metadata.json of a folder of shards.
 
     Raises UserError when there is none, or when its features or format are not those of this program.
     """
@@ -95,7 +95,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def open_shards(folder: str | Path) -> Shards:
-    """Opens a folder of shards.
+    """Opens a folder of shards: reads its metadata and finds every shard whole.
 
     Raises UserError as `read_metadata` does, and when a shard is missing or has not the size it was written with.
     """
@@ -113,7 +113,7 @@ def open_shards(folder: str | Path) -> Shards:
 
 
 def read_shard(path: str | Path) -> Iterator[bytes]:
-    """The records of one shard, in order."""
+    """Yields the records of one shard, in order."""
     reader = ArrayRecordReader(str(path))
     try:
         for i in range(reader.num_records()):

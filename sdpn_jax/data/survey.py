@@ -43,7 +43,7 @@ def survey(directory: str | Path, at_most: int = 0, examples: int = 4, seed: int
         for entry in entries:
             for utterance in _read_shard(directory / entry["name"], entry, share, rng, found.problems):
                 if utterance.id in seen:
-                    found.problems.append(f"{entry['name']}: {utterance.id!r} is there a second time")
+                    found.problems.append(f"{entry['name']}: {utterance.id!r} occurs twice")
                 seen.add(utterance.id)
                 found.seconds.append(utterance.num_samples / audio.SAMPLE_RATE)
                 place = len(found.seconds) - 1 if len(found.examples) < examples else rng.integers(len(found.seconds))
@@ -77,7 +77,7 @@ def _read_shard(path: Path, entry: dict, share: float, rng: np.random.Generator,
 
 
 def plot_lengths(seconds: list[float], path: str | Path) -> None:
-    """A histogram of the utterances' lengths in seconds."""
+    """Draws a histogram of the utterances' lengths in seconds."""
     with drawing(path, COLUMN, 0.6 * COLUMN) as figure:
         axes = figure.add_subplot()
         axes.hist(seconds, bins=50, color=BLUE)
@@ -87,7 +87,7 @@ def plot_lengths(seconds: list[float], path: str | Path) -> None:
 
 
 def plot_utterances(utterances: Sequence[records.Utterance | records.Recording], path: str | Path) -> None:
-    """A row for each utterance: its clean log-mel and up to four augmented ones, the first seconds of each."""
+    """Draws a row for each utterance: the first seconds of its clean log-mel and of up to four augmented ones."""
     rows = []
     for utterance in utterances:
         versions = utterance.log_mel[:5, :SHOWN_FRAMES]
@@ -97,7 +97,7 @@ def plot_utterances(utterances: Sequence[records.Utterance | records.Recording],
 
 
 def plot_views(batch: dict[str, np.ndarray], path: str | Path, utterances: int = 4) -> None:
-    """A row for each of the first utterances of a batch: its global and its local views."""
+    """Draws a row for each of the first utterances of a batch: its global and local views."""
     rows = []
     for global_views, local_views in zip(batch["global"][:utterances], batch["local"][:utterances], strict=True):
         named = [(f"global {i + 1}", view) for i, view in enumerate(global_views)]
@@ -139,7 +139,7 @@ def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
 
 
 def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.ndarray]:
-    """The views that a training with this config sees in the batch of `step`: {"global", "local"}."""
+    """Returns the views that training with this config sees in the batch of `step`: {"global", "local"}."""
     views = pipeline.Views(**config.views)
     batch = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)[step]
     bank, make_views = device.views_of_step(shards, config.seed, views)
@@ -147,7 +147,7 @@ def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.nd
 
 
 def report(found: Survey, metadata: dict) -> str:
-    """Counts, lengths and sizes, for people."""
+    """Summarises counts, lengths and sizes as text."""
     quartiles = ", ".join(f"{value:.1f}" for value in np.quantile(found.seconds, [0, 0.25, 0.5, 0.75, 1]))
     size = sum(entry["bytes"] for entry in metadata["shards"])
     return (

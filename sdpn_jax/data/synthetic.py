@@ -120,7 +120,7 @@ def _speak_part(part: tuple[Path, list, int, int]) -> None:
 
 
 def draw_speakers(count: int, seed: int) -> list[Speaker]:
-    """`count` different speakers: variants in turn, in random order, each with its own pitch, rate and vocal tract."""
+    """Draws `count` different speakers, each with its own voice variant, pitch, rate and vocal tract."""
     rng = np.random.default_rng([seed, 0])
     order = np.concatenate([rng.permutation(len(VARIANTS)) for _ in range(-(-count // len(VARIANTS)))])[:count]
     return [
@@ -137,7 +137,7 @@ def draw_speakers(count: int, seed: int) -> list[Speaker]:
 
 
 def compose(rng: np.random.Generator) -> str:
-    """Two sentences that nobody has said before, sometimes with a number."""
+    """Composes two random sentences, sometimes with a number."""
     sentences = []
     for _ in range(2):
         words = [part[rng.integers(len(part))] for part in (SUBJECTS, VERBS, OBJECTS, ENDINGS)]
@@ -148,7 +148,7 @@ def compose(rng: np.random.Generator) -> str:
 
 
 def speak(espeak: "Espeak", speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
-    """A new text by this speaker, float32 [N] at 16 kHz, rate and pitch a little different each time."""
+    """Speaks a new text as this speaker: float32 [N] at 16 kHz, with slightly varied rate and pitch."""
     scale = speaker.formant_scale
     samples = espeak(
         compose(rng),
@@ -162,7 +162,7 @@ def speak(espeak: "Espeak", speaker: Speaker, rng: np.random.Generator) -> np.nd
 
 
 def record(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same speech through a channel of its own: equaliser, half the time a room, noise at 10-25 dB SNR, level."""
+    """Sends speech through a random channel: equaliser, half the time a room, noise at 10-25 dB SNR, level."""
     decibels = np.interp(np.linspace(0, 1, 65), np.linspace(0, 1, 6), rng.uniform(-8, 8, 6))
     waveform = scipy.signal.fftconvolve(
         waveform, scipy.signal.firwin2(129, np.linspace(0, 1, 65), 10 ** (decibels / 20))

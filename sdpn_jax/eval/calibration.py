@@ -11,7 +11,7 @@ PULL = 1e-6  # weight of the squared scale beside the mean cross-entropy
 
 
 def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> tuple[float, float]:
-    """(scale, offset) of llr = scale * score + offset that minimise the cross-entropy at prior `p_target`.
+    """Fits llr = scale * score + offset by minimising the cross-entropy at prior `p_target`; returns (scale, offset).
 
     Logistic regression with targets weighted p_target and nontargets 1 - p_target (Brümmer and du Preez, "Application
     independent evaluation of speaker detection", 2006). Scores that separate the classes perfectly would have no finite
@@ -31,7 +31,7 @@ def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> tuple[fl
 
 
 def cllr(llrs: ArrayLike, labels: ArrayLike) -> float:
-    """Cost of log-likelihood ratios in bits; 1 is what knowing nothing costs (Brümmer and du Preez, 2006, Eq. 17).
+    """Computes the cost of log-likelihood ratios in bits; knowing nothing costs 1 (Brümmer and du Preez, 2006, Eq. 17).
 
     Mean of log2(1 + 1 / lr) over targets and of log2(1 + lr) over nontargets, averaged. Errors as in `det_points`.
     """
@@ -42,7 +42,7 @@ def cllr(llrs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The smallest `cllr` that a rising map of the scores can reach; errors as in `det_points`.
+    """Computes the smallest `cllr` that a rising map of the scores can reach; errors as in `det_points`.
 
     The map is an isotonic regression (pool adjacent violators; Brümmer and du Preez, 2006, section 7).
     """
@@ -56,7 +56,7 @@ def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def actual_dcf(llrs: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """Detection cost of accepting what log-likelihood ratios say should be accepted, normalised as `metrics.min_dcf`.
+    """Computes the detection cost of deciding by log-likelihood ratios, normalised as in `metrics.min_dcf`.
 
     The threshold is Bayes': log(c_fa (1 - p_target) / (c_miss p_target)). Errors as in `min_dcf`.
     """

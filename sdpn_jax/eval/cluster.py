@@ -20,7 +20,7 @@ FILES = ("pseudo_labels.txt", "clusters.json", "map.png", "sizes.png")
 
 
 def cluster(embeddings: np.ndarray, method: str, clusters: int, seed: int = 0) -> np.ndarray:
-    """The cluster of each embedding [N, D], int [N] from 0, the largest cluster first.
+    """Clusters embeddings [N, D]; returns each one's cluster, int [N] from 0, the largest cluster first.
 
     method: "kmeans" on the embeddings of length 1 (mini-batches beyond 10,000), or "agglomerative", average linkage of
     cosine distances. Raises UserError for a number of clusters or of embeddings that the method cannot work with.
@@ -47,7 +47,7 @@ def cluster(embeddings: np.ndarray, method: str, clusters: int, seed: int = 0) -
 
 
 def silhouette(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    """Mean silhouette coefficient with cosine distances (Rousseeuw, 1987), of a sample where there are many."""
+    """Computes the mean silhouette coefficient by cosine distance (Rousseeuw, 1987), of a sample if there are many."""
     if not 2 <= len(np.unique(labels)) < len(labels):
         return float("nan")
     size = min(SILHOUETTE_SAMPLE, len(labels))
@@ -58,7 +58,7 @@ def silhouette(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> flo
 
 
 def choose_number(embeddings: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, dict[int, float]]:
-    """(clusters with the highest silhouette, {number tried: silhouette}); tries 2 to half the number of embeddings."""
+    """Tries 2 to N / 2 clusters; returns (clusters with the highest silhouette, {number tried: silhouette})."""
     highest = max(2, len(embeddings) // 2)
     tried, found = {}, {}
     for number in np.unique(np.geomspace(2, highest, NUMBERS_TRIED).round().astype(int)).tolist():
@@ -70,12 +70,12 @@ def choose_number(embeddings: np.ndarray, method: str, seed: int = 0) -> tuple[n
 
 
 def purity(labels: np.ndarray, speakers: np.ndarray) -> float:
-    """The share of utterances whose cluster's most frequent speaker is theirs."""
+    """Computes the share of utterances whose cluster's most frequent speaker is theirs."""
     return float(metrics.cluster.contingency_matrix(speakers, labels).max(axis=0).sum() / len(labels))
 
 
 def agreement(labels: np.ndarray, speakers: np.ndarray) -> dict[str, float]:
-    """How well clusters [N] and true speakers [N] agree: normalised mutual information, adjusted Rand index, purity."""
+    """Compares clusters [N] with true speakers [N]: normalised mutual information, adjusted Rand index, purity."""
     return {
         "speakers": len(np.unique(speakers)),
         "nmi": float(metrics.normalized_mutual_info_score(speakers, labels)),
@@ -85,7 +85,7 @@ def agreement(labels: np.ndarray, speakers: np.ndarray) -> dict[str, float]:
 
 
 def read_speakers(path: str | Path, ids: list[str]) -> np.ndarray:
-    """The speaker [N] of each of the ids, from `utterance speaker` lines; UserError where one is not told."""
+    """Reads each id's speaker [N] from `utterance speaker` lines; UserError if one is missing."""
     speaker_of = {}
     for number, line in enumerate(read_text(path, "list of speakers").split("\n"), 1):
         fields = line.split()
@@ -147,7 +147,7 @@ def cluster_file(
 
 
 def summary(results: dict) -> str:
-    """What clusters.json holds, a line each."""
+    """Summarises the content of clusters.json, one line per item."""
     lines = []
     for name in ("clusters", "largest", "smallest", "silhouette", "speakers", "nmi", "adjusted_rand", "purity"):
         if name in results:

@@ -13,7 +13,7 @@ FILES = ("comparison.json", "comparison.md", "comparison.html", "det.png")
 
 
 def read_scores(path: str | Path, trials: Trials) -> np.ndarray:
-    """The scores [N] of a file with the trials in their order; UserError where it is not of this list."""
+    """Reads the scores [N] of a file in the trials' order; UserError if it belongs to another list."""
     lines = [line for line in read_text(path, "scores").split("\n") if line.strip()]
     if len(lines) != len(trials):
         raise UserError(f"{path}: {len(lines):,} scores, but {trials.source} has {len(trials):,} trials")
@@ -30,7 +30,7 @@ def read_scores(path: str | Path, trials: Trials) -> np.ndarray:
 
 
 def names_of(paths: list[str]) -> list[str]:
-    """A short name for each score file: the shortest ends of their paths that tell them apart."""
+    """Names each score file by the shortest end of its path that tells it apart."""
     parts = [Path(path).with_suffix("").parts for path in paths]
     names, size = [], 0
     while len(set(names)) < len(parts) and size < max(map(len, parts)):
@@ -62,7 +62,7 @@ def compare(trials_path: str | Path, score_paths: list[str], output: str | Path,
 
 
 def verdicts(rows: dict[str, dict]) -> str:
-    """A line for each system but the first: is it better than that, and how sure is it."""
+    """Says of each system but the first whether it is better than the first, and how surely."""
     first, *others = rows
     lines = []
     for name in others:

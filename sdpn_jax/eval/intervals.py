@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from sdpn_jax.eval.metrics import crossing, det_points
 
@@ -12,7 +12,7 @@ from sdpn_jax.eval.metrics import crossing, det_points
 def speakers_of(
     enrol: Sequence[str], test: Sequence[str], labels: Shaped[np.ndarray, " N"]
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """A number for the speaker of each trial's two sides, int [N] each, from the list alone.
+    """Numbers the speakers of each trial's two sides, int [N] each, from the list alone.
 
     Utterances that target trials join, directly or in a chain, are of one speaker; one that no target trial names is
     a speaker of its own.
@@ -26,20 +26,27 @@ def speakers_of(
 
 
 class SpeakerBootstrap:
-    """Equal error rates of a list when its speakers are drawn again, with replacement, as often as there are speakers.
+    """A bootstrap over speakers: equal error rates when a list's speakers are drawn again with replacement.
 
     A trial counts as often as both its speakers were drawn: n for a target trial of a speaker drawn n times, n m for a
     nontarget trial. The draws are a function of the seed, the same for every system: differences are paired.
     """
 
-    def __init__(self, labels: np.ndarray, enrol: np.ndarray, test: np.ndarray, repeats: int = 1000, seed: int = 0):
+    def __init__(
+        self,
+        labels: Shaped[np.ndarray, " N"],
+        enrol: Int[np.ndarray, " N"],
+        test: Int[np.ndarray, " N"],
+        repeats: int = 1000,
+        seed: int = 0,
+    ):
         """labels [N] 1 or 0; enrol, test: int [N], the speaker of each side."""
         self._is_target, self._enrol, self._test = np.asarray(labels) == 1, enrol, test
         speakers, rng = int(max(enrol.max(), test.max())) + 1, np.random.default_rng(seed)
         self._draws = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=repeats)
 
     def rates(self, scores: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " repeats"]:
-        """EER of each draw, [repeats], as `metrics.eer` finds it; NaN where no target or no nontarget trial is left."""
+        """Computes the EER of each draw as `metrics.eer` does; NaN if no target or no nontarget trial is left."""
         det_points(scores, self._is_target)  # for its errors
         order = np.argsort(scores, kind="stable")
         last = np.append(np.diff(np.asarray(scores, np.float64)[order]) > 0, True)  # of the trials of equal score
@@ -52,13 +59,13 @@ class SpeakerBootstrap:
 
 
 def interval(rates: Float[np.ndarray, " repeats"], confidence: float = 0.95) -> tuple[float, float]:
-    """Percentiles between which `confidence` of the draws' rates lie."""
+    """Returns the percentiles between which `confidence` of the draws' rates lie."""
     low, high = np.nanquantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def p_value(rates_a: Float[np.ndarray, " repeats"], rates_b: Float[np.ndarray, " repeats"]) -> float:
-    """Two-sided p-value of "A and B are equally good", from the rates of both on the same draws.
+    """Computes the two-sided p-value of "A and B are equally good" from the rates of both on the same draws.
 
     Twice the share of draws in which the sign of the difference is the rarer one, draws with no difference counting
     half; at least 1 / repeats, as no finite number of draws proves more.
@@ -68,7 +75,9 @@ def p_value(rates_a: Float[np.ndarray, " repeats"], rates_b: Float[np.ndarray, "
     return float(min(1.0, max(2 * min(worse, 1 - worse), 1 / len(difference))))
 
 
-def _weighted_eer(weight: np.ndarray, is_target: np.ndarray, last: np.ndarray) -> float:
+def _weighted_eer(
+    weight: Int[np.ndarray, " N"], is_target: Bool[np.ndarray, " N"], last: Bool[np.ndarray, " N"]
+) -> float:
     """EER of trials sorted by score with weights; `last` marks the last one of each distinct score."""
     targets, nontargets = np.where(is_target, weight, 0), np.where(is_target, 0, weight)
     total = targets.sum(), nontargets.sum()

@@ -1,14 +1,17 @@
 """Detection metrics of verification trials: miss and false-alarm rates, equal error rate, minimum detection cost."""
 
 import numpy as np
+from jaxtyping import Float, Float64, Int
 from numpy.typing import ArrayLike
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.vectors import unit
 
 
-def det_points(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Miss and false-alarm rates at every threshold that matters; a trial is accepted when score >= threshold.
+def det_points(
+    scores: ArrayLike, labels: ArrayLike
+) -> tuple[Float64[np.ndarray, " M"], Float64[np.ndarray, " M"], Float64[np.ndarray, " M"]]:
+    """Computes miss and false-alarm rates at every distinct threshold; a trial is accepted when score >= threshold.
 
     Args:
         scores: [N] finite numbers, higher means more alike.
@@ -46,7 +49,7 @@ def det_points(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.nda
 
 
 def eer(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Equal error rate, a fraction in [0, 1].
+    """Computes the equal error rate, a fraction in [0, 1].
 
     It lies on the ROC drawn with straight lines between the neighbouring points of `det_points`: where the line between
     the last point with miss < false alarm and the first one with miss >= false alarm crosses miss = false alarm. No
@@ -56,7 +59,7 @@ def eer(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def eer_and_threshold(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """`eer` and the score to accept from, so as to come closest to it.
+    """Computes the equal error rate and the score threshold that comes closest to it.
 
     No threshold meets an interpolated EER exactly. The one returned is, of the two neighbouring points, that with the
     smaller |miss - false alarm| (the lower one when they are equally far); it is always one of the scores.
@@ -68,8 +71,8 @@ def eer_and_threshold(scores: ArrayLike, labels: ArrayLike) -> tuple[float, floa
     return rate, float(thresholds[nearest])
 
 
-def crossing(miss: np.ndarray, false_alarm: np.ndarray) -> tuple[float, int]:
-    """(rate, number of the point before) where straight lines between the points of a ROC meet miss = false alarm.
+def crossing(miss: Float[np.ndarray, " M"], false_alarm: Float[np.ndarray, " M"]) -> tuple[float, int]:
+    """Finds where straight lines between a ROC's points meet miss = false alarm: (rate, index of the point before).
 
     miss [M] rises from 0 to 1, false_alarm [M] falls from 1 to 0, as `det_points` gives them.
     """
@@ -81,7 +84,7 @@ def crossing(miss: np.ndarray, false_alarm: np.ndarray) -> tuple[float, int]:
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """Minimum over all thresholds of the detection cost, normalised; 1 is what accepting all or none costs.
+    """Computes the minimum detection cost over all thresholds, normalised: accepting all or none costs 1.
 
     cost = c_miss * p_target * miss + c_fa * (1 - p_target) * false_alarm, divided by
     min(c_miss * p_target, c_fa * (1 - p_target)), as in the NIST speaker recognition evaluation plans (2016 and later).
@@ -96,13 +99,13 @@ def min_dcf(scores: ArrayLike, labels: ArrayLike, p_target: float, c_miss: float
     return float(np.min(weight_miss * miss + weight_fa * false_alarm) / min(weight_miss, weight_fa))
 
 
-def _rejected(group: np.ndarray, groups: int) -> np.ndarray:
+def _rejected(group: Int[np.ndarray, " N"], groups: int) -> Int[np.ndarray, " {groups}+1"]:
     """How many members lie below each of the thresholds: [groups + 1] from 0 to all of them."""
     return np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])
 
 
 def crop_retrieval(embeddings: ArrayLike, utterances: ArrayLike) -> dict[str, float]:
-    """How well crops find the other crops of their utterance, which needs no speaker labels.
+    """Measures how well crops find the other crops of their utterance, without speaker labels.
 
     Args:
         embeddings: [M, D] of crops; compared by cosine.

@@ -16,12 +16,12 @@ Statistics: TypeAlias = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]] 
 
 
 def subtract_mean(embeddings: Embeddings, cohort: Cohort) -> Embeddings:
-    """Embeddings [N, D] minus the mean [D] of the cohort's, all of unit length before: cosines around their centre."""
+    """Scales embeddings to unit length and subtracts the mean of the cohort's, also of unit length."""
     return _unit32(embeddings) - _unit32(cohort).mean(0, dtype=np.float64).astype(np.float32)
 
 
 def cohort_statistics(embeddings: Embeddings, cohort: Cohort, top: int | None = None) -> Statistics:
-    """Mean and standard deviation [N] of each embedding's [N, D] cosines with its `top` nearest of the cohort [C, D].
+    """Computes mean and standard deviation of each embedding's cosines with its `top` nearest of the cohort.
 
     None: with the whole cohort. An embedding that is itself in the cohort meets itself there: leave test speech out of
     the cohort. Raises UserError when the cohort has fewer than two embeddings or fewer than `top`.
@@ -48,7 +48,7 @@ def normalise(
     test: Int[np.ndarray, " trials"],
     statistics: Statistics,
 ) -> Float[np.ndarray, " trials"]:
-    """Normalised scores [trials] of cosines [trials] between the utterances of rows `enrol` and `test` [trials].
+    """Normalises the cosines of trials between the embeddings in rows `enrol` and `test`.
 
     score = ((s - mean_e) / deviation_e + (s - mean_t) / deviation_t) / 2, with the `statistics` of cohort_statistics:
     S-norm for those of the whole cohort (Kenny, "Bayesian speaker verification with heavy-tailed priors", Odyssey

@@ -26,7 +26,7 @@ figcaption { color: #555; font-size: .9rem }
 def assess(
     systems: Mapping[str, np.ndarray], trials: Trials, draws: int, llrs: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, dict]:
-    """{system: its row} of the scores [N] of several systems on one list with labels.
+    """Assesses the scores [N] of several systems on one list with labels: {system: its row}.
 
     A row is that of `scoring.summarize`, min_cllr, eer_interval_percent (95 %, bootstrap over speakers), calibration
     (scale and offset to log-likelihood ratios, fitted on this list), for all but the first p_value (of being as good
@@ -54,7 +54,7 @@ def assess(
 
 
 def table_of(rows: Mapping[str, Mapping]) -> list[list[str]]:
-    """The rows of `assess` as lines of a table, the heading first."""
+    """Turns the rows of `assess` into lines of a table, the heading first."""
     first = next(iter(rows))
     calibrated = any("cllr" in row for row in rows.values())
     heading = ["scores", "EER % (95 % interval)", "minDCF 0.01", "minDCF 0.05", "min Cllr"]
@@ -72,13 +72,13 @@ def table_of(rows: Mapping[str, Mapping]) -> list[list[str]]:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its first line the heading."""
+    """Formats a table in Markdown; its first line is the heading."""
     rule = ["---"] * len(lines[0])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
 
 
 def write_page(path: Path, title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], figures: Mapping) -> None:
-    """One self-contained HTML file: a table, paragraphs, and pictures {file: caption} within it."""
+    """Writes one self-contained HTML file with a table, paragraphs and embedded pictures {file: caption}."""
 
     def row(cells, tag):
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -33,7 +33,7 @@ def score(
     with_page: bool = False,
     projection: str = "pca",
 ) -> dict:
-    """Scores the trials in every way and writes into the folder `output`, which is made where needed.
+    """Scores the trials with and without normalisation and writes everything into the folder `output`.
 
     `top`: of the cohort's nearest for as_norm (at most half of the cohort). `draws`: of the bootstrap over speakers.
     `projection`: of the page's map, as in `plots.plot_map`.
@@ -81,18 +81,18 @@ def score(
 
 
 def titled(ways: dict) -> dict:
-    """The same with the names that a paper uses."""
+    """Renames the scores as papers do, for tables and plots."""
     return {TITLES.get(way, way): value for way, value in ways.items()}
 
 
 def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Those of the models that the trials name."""
+    """Keeps the models that the trials name."""
     named = {*trials.enrol, *trials.test}
     return {name: utterances for name, utterances in models.items() if name in named}
 
 
 def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
-    """{way: (scale, offset)} of another list's results.json; UserError where it is none."""
+    """Reads {kind of score: (scale, offset)} from another list's results.json; UserError if it is none."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
         pairs = {way: row["calibration"] for way, row in rows.items()}
@@ -104,7 +104,7 @@ def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
 
 
 def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
-    """{way: scores [N]} of the trials: cosine and, with a cohort [C, D], centred, s_norm and as_norm."""
+    """Scores the trials by cosine and, with a cohort [C, D], centred, s_norm and as_norm: {kind: scores [N]}."""
     ways = {"cosine": scoring.score_trials(embeddings, ids, trials)}
     if cohort is None:
         return ways
@@ -127,7 +127,7 @@ def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 
 def draw_more(
     output: Path, scores, embeddings, ids, trials: Trials, seconds: np.ndarray | None, projection: str
 ) -> list[str]:
-    """duration.png, where durations are known, and map.png; returns their names."""
+    """Draws duration.png, where durations are known, and map.png; returns their names."""
     enrol, test = trial_rows(ids, trials)
     labels = trials.known_labels()
     speakers = intervals.speakers_of(trials.enrol, trials.test, labels)
@@ -142,7 +142,7 @@ def draw_more(
 
 
 def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
-    """For each utterance the folder that those of its speaker [N] have in common, or where there is none a number."""
+    """Names each utterance's speaker [N] by the folder its utterances share, or else by a number."""
     names = {}
     for speaker in np.unique(speakers):
         common = os.path.commonprefix([ids[row].split("/")[:-1] for row in np.flatnonzero(speakers == speaker)])
@@ -152,7 +152,7 @@ def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
 
 
 def write_scores(output: Path, trials: Trials, ways: dict[str, np.ndarray], stem: str) -> list[str]:
-    """<stem>.txt of cosine and <stem>_<way>.txt of the others, `enrol test score` a line; returns the names."""
+    """Writes <stem>.txt of cosine and <stem>_<kind>.txt of the others, `enrol test score` lines; returns the names."""
     names = []
     for way, scores in ways.items():
         names.append(f"{stem}.txt" if way == "cosine" else f"{stem}_{way}.txt")
@@ -172,7 +172,7 @@ def _writing(output: Path):
 
 
 def notes(results: dict) -> list[str]:
-    """What was scored with what, a line for each."""
+    """Says what was scored with what, one line each."""
     targets = f" ({results['targets']:,} target)" if "targets" in results else ", whose labels are unknown,"
     lines = [
         f"{results['trials']:,} trials{targets} from {results['trials_file']}",
@@ -186,6 +186,6 @@ def notes(results: dict) -> list[str]:
 
 
 def summary(results: dict, output: str | Path) -> str:
-    """The results as a short text, and where each file is."""
+    """Summarises the results and says where each file is."""
     table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
     return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])

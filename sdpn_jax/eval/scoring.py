@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int, Real, Shaped
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import metrics
@@ -47,8 +47,8 @@ def load_embeddings(path: str | Path) -> tuple[Float32[np.ndarray, "N D"], list[
     return embeddings.astype(np.float32, copy=False), ids
 
 
-def load_seconds(path: str | Path) -> Float[np.ndarray, " N"] | None:
-    """The lengths [N] of the utterances of `load_embeddings`, in seconds; None where they are not there."""
+def load_seconds(path: str | Path) -> Real[np.ndarray, " N"] | None:
+    """Reads the lengths in seconds of the utterances of `load_embeddings`; None if they are missing."""
     path = Path(path)
     if path.is_dir():
         return _array(path / "seconds.npy") if (path / "seconds.npy").exists() else None
@@ -62,7 +62,7 @@ def cosine_scores(
     test_rows: Int[np.ndarray, " trials"],
     block: int = 1024,
 ) -> Float64[np.ndarray, " trials"]:
-    """Cosine of the angle between the two embeddings of each trial, computed in float64: [trials] in [-1, 1].
+    """Computes the cosine of each trial's two embeddings in float64, in [-1, 1].
 
     embeddings: [N, D]. enrol_rows, test_rows: int [trials]. An embedding of zeros scores 0. `block` trials are worked
     on at a time, which bounds the memory to a few block * D float64.
@@ -80,7 +80,7 @@ def cosine_scores(
 def score_trials(
     embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: Trials
 ) -> Float64[np.ndarray, " trials"]:
-    """Cosine score of each trial, float64 [N]; UserError for unknown utterances and embeddings that are not finite."""
+    """Scores each trial by cosine; UserError for unknown utterances and embeddings that are not finite."""
     enrol_rows, test_rows = trial_rows(ids, trials)
     used = np.union1d(enrol_rows, test_rows)
     infinite = used[~np.isfinite(embeddings[used]).all(axis=1)]
@@ -96,8 +96,8 @@ def score_trials(
     return cosine_scores(embeddings, enrol_rows, test_rows)
 
 
-def summarize(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
-    """Error rates and counts of scored trials; the costs are those of c_miss = c_fa = 1. Errors as in `det_points`."""
+def summarize(scores: Float[np.ndarray, " N"], labels: Shaped[np.ndarray, " N"]) -> dict[str, float | int]:
+    """Computes error rates and counts of scored trials, with costs of 1. Errors as in `det_points`."""
     rate, threshold = metrics.eer_and_threshold(scores, labels)
     return {
         "eer_percent": 100 * rate,
@@ -109,8 +109,8 @@ def summarize(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
     }
 
 
-def evaluate(embeddings: np.ndarray, ids: Sequence[str], trials: Trials) -> dict[str, float | int]:
-    """Scores the trials and sums them up.
+def evaluate(embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: Trials) -> dict[str, float | int]:
+    """Scores the trials and computes their error rates.
 
     embeddings: [N, D] with their N ids. Returns eer_percent, min_dcf_0.01, min_dcf_0.05, threshold_at_eer (a cosine),
     trials and targets (counts). Errors as in `score_trials` and `det_points`.
@@ -151,5 +151,5 @@ def _member(archive: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
         raise UserError(f"{path}: array {key!r} cannot be read; export the embeddings again") from None
 
 
-def _dots(a: Float[np.ndarray, "t D"], b: Float[np.ndarray, "t D"]) -> Float[np.ndarray, " t"]:
+def _dots(a: Float[np.ndarray, "trials D"], b: Float[np.ndarray, "trials D"]) -> Float[np.ndarray, " trials"]:
     return np.einsum("td,td->t", a, b)

@@ -49,7 +49,7 @@ class Trials:
         return len(self.enrol)
 
     def known_labels(self) -> np.ndarray:
-        """The labels; UserError where there are none."""
+        """Returns the labels; UserError if there are none."""
         if self.labels is None:
             raise UserError(
                 f"{self.source}: the list does not say which trials are targets: no error rate can be given"
@@ -87,7 +87,7 @@ class Form:
 
 
 def recognise(line: str) -> tuple[Form, bool] | None:
-    """(the form of a list, whether this is a heading) as its first line shows them; None where it is no trial."""
+    """Recognises a list's form from its first line: (form, whether the line is a heading); None if it is no trial."""
     for separator in (None, "\t", ","):
         fields = Form(separator, None, 0, 1).fields(line)
         named = [next((name for name, words in HEADINGS.items() if word.lower() in words), None) for word in fields]
@@ -142,7 +142,7 @@ def read_trials(path: str | Path) -> Trials:
 
 
 def read_models(path: str | Path) -> dict[str, list[str]]:
-    """{model: its enrolment utterances} of lines `model utterance [utterance ...]`, several lines of a model added up.
+    """Reads {model: its enrolment utterances} from `model utterance [utterance ...]` lines; lines of one model add up.
 
     CN-Celeb's enroll.lst and enroll.map, Kaldi's spk2utt. Raises UserError for a file without such lines.
     """
@@ -163,7 +163,7 @@ def read_models(path: str | Path) -> dict[str, list[str]]:
 def add_models(
     embeddings: np.ndarray, ids: Sequence[str], models: Mapping[str, Sequence[str]]
 ) -> tuple[np.ndarray, list[str]]:
-    """Embeddings [N + M, D] and ids with the M models after the utterances: means of their embeddings of length 1.
+    """Appends M models to embeddings and ids: the means of their utterances' embeddings of length 1, [N + M, D].
 
     Raises UserError, with counts, when an utterance of a model is missing or ambiguous.
     """
@@ -208,7 +208,7 @@ def match_ids(ids: Sequence[str], wanted: Iterable[str]) -> tuple[dict[str, int]
 
 
 def trial_rows(ids: Sequence[str], trials: Trials) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the embeddings of each trial's two sides, int [N] each; UserError when one is missing or ambiguous."""
+    """Finds the embedding rows of each trial's two sides, int [N] each; UserError if one is missing or ambiguous."""
     rows, faults = match_ids(ids, [*trials.enrol, *trials.test])
     missing = {name for name, candidates in faults.items() if not candidates}
     if missing:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
@@ -17,7 +18,7 @@ LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence 
 def instance_norm(
     log_mel: Float[Array, "B T F"], lengths: Lengths = None, epsilon: float = 1e-5
 ) -> Float[Array, "B T F"]:
-    """Each utterance and mel bin to zero mean and unit (biased) variance over time; no gradient flows through it.
+    """Normalises each utterance and mel bin to zero mean and unit (biased) variance over time, without gradient.
 
     lengths are in frames; the result is float32 or wider.
     """
@@ -27,15 +28,15 @@ def instance_norm(
 
 
 class TDNN(nn.Module):
-    """Convolution -> ReLU -> batch norm, [B, T, C] -> [B, T, features]."""
+    """Convolution -> ReLU -> batch norm."""
 
     features: int
     kernel_size: int = 1
     dilation: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
         x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, name="conv")(x, lengths)
         return BatchNorm(name="norm")(nn.relu(x), train)
 
@@ -46,10 +47,10 @@ class Res2Net(nn.Module):
     kernel_size: int
     dilation: int
     scale: int = 8
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Frames:
         first, *groups = jnp.split(x, self.scale, axis=-1)
         outputs = [first]
         for i, group in enumerate(groups):
@@ -62,7 +63,7 @@ class SqueezeExcitation(nn.Module):
     """Scales channels by a gate computed from their means over time."""
 
     bottleneck: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Frames, lengths: Lengths = None) -> Frames:
@@ -80,10 +81,10 @@ class SERes2Block(nn.Module):
     dilation: int
     scale: int
     se_bottleneck: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T out"]:
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
         residual = x
         if x.shape[-1] != self.features:
             residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -94,13 +95,13 @@ class SERes2Block(nn.Module):
 
 
 class ContextConv(nn.Module):
-    """A 1x1 convolution of [x, context], x [B, T, C] and context [B, 1, 2 C], without building that array."""
+    """A 1x1 convolution of the array [x, context], without building it."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, context: Float[Array, "B 1 C2"]) -> Float[Array, "B T out"]:
+    def __call__(self, x: Frames, context: Float[Array, "B 1 2*C"]) -> Float[Array, "B T {self.features}"]:
         channels = x.shape[-1] + context.shape[-1]
         init = fan_in_uniform(channels)
         kernel = self.param("kernel", init, (1, channels, self.features)).astype(self.dtype)[0]
@@ -110,17 +111,17 @@ class ContextConv(nn.Module):
 
 
 class AttentiveStatisticsPooling(nn.Module):
-    """Attention-weighted mean and standard deviation over time, [B, T, C] -> [B, 2 C], in float32.
+    """Attention-weighted mean and standard deviation over time, in float32 or wider.
 
     The attention sees each frame beside the utterance's mean and standard deviation (global context).
     """
 
     attention: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     variance_floor: float = 1e-12
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B C2"]:
+    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B 2*C"]:
         channels = x.shape[-1]
         xw = x.astype(wide(x.dtype))
         context = jnp.concatenate(self._statistics(xw, lengths), axis=-1)
@@ -141,9 +142,9 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class ECAPA(nn.Module):
-    """Log-mel [B, T, F] of whole sequences -> embedding [B, embedding_size], float32, no norm after it.
+    """Log-mel of whole sequences -> embedding, float32 or wider, no norm after it.
 
-    `lengths` [B] in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
+    `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
     `remat` computes the inside of the blocks again in the backward pass instead of keeping it.
     Sizes are those of SDPN: channels 1024 x4 then 3072, embedding 512.
     """
@@ -155,11 +156,13 @@ class ECAPA(nn.Module):
     se_bottleneck: int = 128
     attention: int = 128
     embedding_size: int = 512
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact
-    def __call__(self, log_mel: Float[Array, "B T F"], train: bool, lengths: Lengths = None) -> Float[Array, "B D"]:
+    def __call__(
+        self, log_mel: Float[Array, "B T F"], train: bool, lengths: Lengths = None
+    ) -> Float[Array, "B {self.embedding_size}"]:
         if train and lengths is not None:
             raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
         x = instance_norm(log_mel, lengths).astype(self.dtype)

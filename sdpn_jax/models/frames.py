@@ -14,12 +14,12 @@ Lengths: TypeAlias = Int[Array, " B"] | None
 
 
 def mask(x: Frames, lengths: Int[Array, " B"]) -> Float[Array, "B T 1"]:
-    """Of x's type: 1 where a frame belongs to its sequence, 0 in the padding."""
+    """Marks frames of x's type: 1 where a frame belongs to its sequence, 0 in the padding."""
     return (jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]).astype(x.dtype)
 
 
 def mean(x: Frames, lengths: Lengths = None, weights: Frames | None = None) -> Float[Array, "B 1 C"]:
-    """Mean over time; `weights`, of any sum, are 0 in the padding."""
+    """Averages over time; `weights`, of any sum, are 0 in the padding."""
     if weights is not None:
         return (weights * x).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
     if lengths is None:
@@ -30,13 +30,13 @@ def mean(x: Frames, lengths: Lengths = None, weights: Frames | None = None) -> F
 def mean_and_variance(
     x: Frames, lengths: Lengths = None, weights: Frames | None = None
 ) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
-    """Mean and biased variance over time."""
+    """Computes mean and biased variance over time."""
     centre = mean(x, lengths, weights)
     # About the mean the variance is stationary: no gradient flows through it there, and none need be computed.
     return centre, mean(jnp.square(x - jax.lax.stop_gradient(centre)), lengths, weights)
 
 
-def reflect_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B padded C"]:
+def reflect_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B T+2*{pad} C"]:
     """Pads time by `pad` frames on both sides, mirrored about the first and the last frame.
 
     With `lengths` the mirror at the end stands at each sequence's own last frame. Sequences must be longer than `pad`.

@@ -1,30 +1,35 @@
 """Building blocks shared by encoder and head: reflect-padded convolution over time, batch norm."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 
+Activations: TypeAlias = Float[Array, "*n C"]
+OfChannels: TypeAlias = Float[Array, " C"]
 
-def wide(dtype) -> jnp.dtype:
-    """The type for statistics and losses: at least float32, whatever the compute type."""
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the type for statistics and losses: at least float32, whatever the compute type."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def fan_in_uniform(fan_in: int):
-    """Uniform in +-1/sqrt(fan_in), PyTorch's default for weights and biases of convolutions and linear layers."""
+def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
+    """Initialises uniformly in +-1/sqrt(fan_in), PyTorch's default for convolutions and linear layers."""
     bound = 1.0 / np.sqrt(fan_in)
     return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Conv(nn.Module):
-    """Convolution over time, [B, T, C] -> [B, T, features], reflect padding at the true end of each sequence.
+    """Convolution over time, reflect padding at the true end of each sequence.
 
     The taps are laid side by side, so that the convolution is one product [B T, taps C] x [taps C, features]; on CPUs
     it is faster than XLA's dilated convolution and than a sum over taps.
@@ -33,10 +38,10 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     dilation: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: frames.Frames, lengths: frames.Lengths = None) -> Float[Array, "B T out"]:
+    def __call__(self, x: frames.Frames, lengths: frames.Lengths = None) -> Float[Array, "B T {self.features}"]:
         channels, taps = x.shape[-1], self.kernel_size
         init = fan_in_uniform(channels * taps)
         kernel = self.param("kernel", init, (taps, channels, self.features))
@@ -59,7 +64,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n C"], train: bool) -> Float[Array, "*n C"]:
+    def __call__(self, x: Activations, train: bool) -> Activations:
         features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -80,9 +85,9 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalise_batch(
-    x: Float[Array, "*n C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
-) -> tuple[Float[Array, "*n C"], Float[Array, " C"], Float[Array, " C"]]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last, in float32; also mean and var.
+    x: Activations, scale: OfChannels, bias: OfChannels, epsilon: float
+) -> tuple[Activations, OfChannels, OfChannels]:
+    """Computes (x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last, in float32; also mean, var.
 
     Its gradient is written out (Ioffe and Szegedy, arXiv 1502.03167, section 3), which takes one pass over x and the
     gradient for its two sums and another for the result, half of the time that automatic differentiation takes. No
@@ -91,7 +96,9 @@ def normalise_batch(
     return _normalise_batch(x, scale, bias, epsilon)[0]
 
 
-def _normalise_batch(x, scale, bias, epsilon):
+def _normalise_batch(
+    x: Activations, scale: OfChannels, bias: OfChannels, epsilon: float
+) -> tuple[tuple[Activations, OfChannels, OfChannels], tuple[Activations, OfChannels, OfChannels, OfChannels]]:
     axes = tuple(range(x.ndim - 1))
     xw = x.astype(wide(x.dtype))
     mean = xw.mean(axes)
@@ -101,7 +108,11 @@ def _normalise_batch(x, scale, bias, epsilon):
     return (y, mean, var), (x, scale, mean, inverse)
 
 
-def _normalise_batch_gradient(epsilon, saved, gradients):
+def _normalise_batch_gradient(
+    epsilon: float,
+    saved: tuple[Activations, OfChannels, OfChannels, OfChannels],
+    gradients: tuple[Activations, OfChannels, OfChannels],
+) -> tuple[Activations, OfChannels, OfChannels]:
     x, scale, mean, inverse = saved
     axes = tuple(range(x.ndim - 1))
     gradient = gradients[0].astype(wide(x.dtype))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models.ecapa import ECAPA
@@ -15,7 +16,7 @@ MEL_BINS = 80
 
 
 class Network(nn.Module):
-    """Log-mel [B, T, F] -> (embedding [B, D], projection [B, P] of unit length)."""
+    """Log-mel -> (embedding, projection of unit length)."""
 
     channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
     se_bottleneck: int = 128
@@ -23,7 +24,7 @@ class Network(nn.Module):
     embedding_size: int = 512
     hidden_size: int = 2048
     projection_size: int = 256
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):
@@ -37,22 +38,24 @@ class Network(nn.Module):
         )
         self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
 
-    def __call__(self, log_mel: Float[Array, "B T F"], train: bool) -> tuple[Float[Array, "B D"], Float[Array, "B P"]]:
+    def __call__(
+        self, log_mel: Float[Array, "B T F"], train: bool
+    ) -> tuple[Float[Array, "B {self.embedding_size}"], Float[Array, "B {self.projection_size}"]]:
         embedding = self.encoder(log_mel, train)
         return embedding, self.head(embedding, train)
 
-    def embed(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B D"]:
-        """Embeddings with the running statistics; `lengths` in frames, for padded sequences."""
+    def embed(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B {self.embedding_size}"]:
+        """Embeds log-mels with the running statistics; `lengths` in frames, for padded sequences."""
         return self.encoder(log_mel, False, lengths)
 
 
 def network_of(sizes: Mapping) -> Network:
-    """The network described by {"channels": ..., ..., "dtype": "float32" or "bfloat16"}, the fields of Network."""
+    """Builds the network described by the fields of Network, such as {"channels": ..., "dtype": "bfloat16"}."""
     dtype = jnp.dtype(sizes.get("dtype", "float32"))
     return Network(**{**sizes, "channels": tuple(sizes["channels"]), "dtype": dtype})
 
 
 def initial_variables(network: Network, seed: int) -> dict:
-    """{"params", "batch_stats"} of a new network, float32, a function of the seed alone."""
+    """Initialises {"params", "batch_stats"} of a new network in float32, a function of the seed alone."""
     shape = (2, 32, MEL_BINS)  # parameters depend on neither batch nor frames
     return jax.jit(lambda key: network.init(key, jnp.zeros(shape), True))(jax.random.key(seed))

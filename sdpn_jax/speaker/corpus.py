@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Written:
-    """What `embed_corpus` wrote: so many embeddings of a dimension, and where; so many recordings skipped."""
+    """What `embed_corpus` wrote: how many embeddings of which dimension, where, and how many recordings it skipped."""
 
     embeddings: int
     dimension: int
@@ -64,7 +64,7 @@ class Written:
 
 
 def plan(sources: Sequence[str | Path]) -> list[Part]:
-    """The parts of recordings, audio folders, lists (.txt, wav.scp) and folders of shards.
+    """Divides recordings, audio folders, lists (.txt, wav.scp) and folders of shards into parts.
 
     The id of a recording that is named itself is its path as it was given. Raises UserError when two recordings of
     different sources have one id.
@@ -81,14 +81,14 @@ def plan(sources: Sequence[str | Path]) -> list[Part]:
             utterances.append((str(source), source))
     twice = [name for name, count in Counter(name for name, _ in utterances).items() if count > 1]
     if twice:
-        raise UserError(f"{len(twice)} ids are there twice, first {twice[0]!r}: give one folder that holds them all")
+        raise UserError(f"{len(twice)} ids occur twice, first {twice[0]!r}: give one folder that holds them all")
     size = UTTERANCES_PER_PART
     chunks = [tuple(utterances[start : start + size]) for start in range(0, len(utterances), size)]
     return parts + [Part(utterances=chunk, count=len(chunk)) for chunk in chunks]
 
 
 def read_part(part: Part, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
-    """(utterance id, log-mel [T, F]) of every utterance of a part, the clean version of shards.
+    """Yields (utterance id, log-mel [T, F]) of every utterance of a part; of shards the clean version.
 
     Files that cannot be used are appended to `skipped` as (path, reason).
     """
@@ -106,7 +106,7 @@ def read_part(part: Part, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
 
 
 def read_features(source: str | Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
-    """`read_part` of all parts of the source."""
+    """Yields (utterance id, log-mel [T, F]) of every utterance of a source; see `read_part`."""
     for part in plan([source]):
         yield from read_part(part, skipped)
 
@@ -131,13 +131,13 @@ def _ahead(work: Callable, items: Iterable) -> Iterator:
             yield waiting.popleft().result()
 
 
-def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2F"]:
-    """The baseline that needs no network: mean and standard deviation over time of each mel bin."""
+def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:
+    """Computes the baseline that needs no network: mean and standard deviation over time of each mel bin."""
     return np.concatenate([log_mel.mean(0), log_mel.std(0)])
 
 
 def embedding_function(model: str | Path, which: str = "teacher", step: int | None = None) -> tuple[Embed, str]:
-    """(log-mels [T, F] -> embeddings float32 [N, D], a digest of what it computes with).
+    """Returns (function log-mels [T, F] -> embeddings float32 [N, D], digest of the model).
 
     model, which and step are as in `load_network`; `which` may also be "statistics", log_mel_statistics, which needs no
     model.
@@ -149,7 +149,7 @@ def embedding_function(model: str | Path, which: str = "teacher", step: int | No
 
 
 def embed_part(embed: Embed, part: Part, progress: tqdm) -> dict[str, np.ndarray]:
-    """{"ids", "embeddings", "seconds", "skipped"} of a part, with at most FRAMES_IN_MEMORY frames at once."""
+    """Embeds a part, at most FRAMES_IN_MEMORY frames at once: {"ids", "embeddings", "seconds", "skipped"}."""
     ids: list[str] = []
     embeddings: list[np.ndarray] = []
     seconds: list[float] = []
@@ -223,12 +223,12 @@ def embed_corpus(
 
 
 def parts_folder(output: str | Path) -> Path:
-    """Where the parts of an output wait to be joined."""
+    """Returns the folder in which the parts of an output wait to be joined."""
     return Path(f"{output}.parts")
 
 
 def join(paths: list[Path], output: Path) -> Written:
-    """Writes the parts' embeddings as one, and the list of skipped files; removes the parts."""
+    """Joins the parts into one output, lists the skipped recordings, and removes the parts."""
     parts = []
     for path in paths:
         with np.load(path) as part:
@@ -249,7 +249,7 @@ def join(paths: list[Path], output: Path) -> Written:
 
 
 def write_embeddings(output: str | Path, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
-    """One .npz when `output` ends in .npz, otherwise a folder with embeddings.npy, ids.txt and seconds.npy."""
+    """Writes one .npz if `output` ends in .npz, otherwise a folder with embeddings.npy, ids.txt and seconds.npy."""
     output = Path(output)
     embeddings = embeddings.astype(np.float32)
     if output.suffix == ".npz":
@@ -263,7 +263,7 @@ def write_embeddings(output: str | Path, ids: list[str], embeddings: np.ndarray,
 
 
 def skipped_path(output: str | Path) -> Path:
-    """Where the list of recordings that could not be used goes: beside an .npz, inside a folder."""
+    """Returns the path of the list of skipped recordings: beside an .npz, inside a folder."""
     output = Path(output)
     if output.suffix == ".npz":
         return output.with_name(output.name.removesuffix(".npz") + ".skipped.txt")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ ACCELERATOR_BATCH_FRAMES = 65536
 # network takes a third of the time and of the memory.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
+LogMels: TypeAlias = Sequence[Float[np.ndarray, "_T F"]]  # each of its own length
+
 
 class Embedder:
     """Embeds utterances of different lengths in padded batches; padding does not change the result."""
@@ -34,8 +37,8 @@ class Embedder:
             compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
         )
 
-    def __call__(self, variables: dict, log_mels: Sequence[LogMel]) -> Float32[np.ndarray, "N D"]:
-        """Embeddings float32 [N, D] of N log-mels [T, F], with the running statistics of `variables`."""
+    def __call__(self, variables: dict, log_mels: LogMels) -> Float32[np.ndarray, "N D"]:
+        """Embeds log-mels with the running statistics of `variables`."""
         variables = jax.device_put(variables, self._everywhere)
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
         for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
@@ -50,12 +53,12 @@ class Embedder:
         return embeddings
 
     def rows_at_once(self, padded_frames: int) -> int:
-        """How many utterances of this padded length make a batch: a multiple of the number of devices."""
+        """Returns how many utterances of this padded length make a batch: a multiple of the number of devices."""
         return max(1, self._frames // padded_frames // self._devices) * self._devices
 
 
 def fingerprint(network: Network, variables: dict) -> str:
-    """Changes with the network and its weights."""
+    """Computes a digest that changes with the network and its weights."""
     digest = hashlib.sha256(repr(network).encode())
     for leaf in jax.tree.leaves(jax.device_get(variables)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -63,7 +66,7 @@ def fingerprint(network: Network, variables: dict) -> str:
 
 
 def padded_length(frames: int) -> int:
-    """The length that an utterance is padded to: four to an octave, so that few shapes are compiled.
+    """Returns the length an utterance is padded to: four to an octave, so that few shapes are compiled.
 
     At most 49 lengths up to three hours; beyond 5 s at most a fifth of one is padding.
     """
@@ -72,7 +75,7 @@ def padded_length(frames: int) -> int:
 
 
 def few_sizes(rows: int) -> int:
-    """What an incomplete batch of so many rows is filled up to, for few shapes to compile: 1, 2, 3, 4, 6, 8, 12, ..."""
+    """Rounds the rows of an incomplete batch up to 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled."""
     power = 1 << (rows - 1).bit_length()
     return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
 
@@ -80,7 +83,7 @@ def few_sizes(rows: int) -> int:
 def batches_of_similar_length(
     lengths: Sequence[int], rows_at_once: Callable[[int], int]
 ) -> Iterator[tuple[list[int], int]]:
-    """Batches of (positions in `lengths`, padded length in frames), every position exactly once.
+    """Yields batches of (positions in `lengths`, padded length in frames), every position exactly once.
 
     The last, incomplete batch of a length joins the next longer one, up to twice the length: a short list would
     otherwise compile many programs for few utterances each.
@@ -103,8 +106,8 @@ def batches_of_similar_length(
         yield waiting, last
 
 
-def crops_of(log_mel: LogMel, count: int, frames: int) -> list[LogMel]:
-    """`count` crops [frames, F] at equal distances from the first to the last; an utterance no longer is one crop."""
+def crops_of(log_mel: LogMel, count: int, frames: int) -> list[Float[np.ndarray, "_T F"]]:
+    """Cuts `count` crops [frames, F] at equal distances; an utterance that is no longer than a crop is one crop."""
     if len(log_mel) <= frames:
         return [log_mel]
     starts = np.round(np.linspace(0, len(log_mel) - frames, count)).astype(int)
@@ -112,7 +115,7 @@ def crops_of(log_mel: LogMel, count: int, frames: int) -> list[LogMel]:
 
 
 def mean_of_units(embeddings: Float[np.ndarray, "crops D"], counts: Sequence[int]) -> Float[np.ndarray, "N D"]:
-    """Means of embeddings [sum(counts), D] scaled to length 1, over each run of `counts`: [len(counts), D].
+    """Averages embeddings scaled to length 1 over each run of `counts`.
 
     The dot product of two such means is the mean cosine of all pairs of crops.
     """
@@ -122,8 +125,8 @@ def mean_of_units(embeddings: Float[np.ndarray, "crops D"], counts: Sequence[int
 
 
 def embed_crops(
-    embed: Callable[[list[np.ndarray]], np.ndarray], log_mels: Sequence[np.ndarray], count: int, frames: int
-) -> np.ndarray:
-    """Embeddings [N, D] of N log-mels [T, F] as the mean of their crops' embeddings of length 1."""
+    embed: Callable[[list[LogMel]], Float[np.ndarray, "crops D"]], log_mels: LogMels, count: int, frames: int
+) -> Float[np.ndarray, "N D"]:
+    """Embeds log-mels as the mean of their crops' embeddings of length 1."""
     crops = [crops_of(x, count, frames) for x in log_mels]
     return mean_of_units(embed([crop for of_one in crops for crop in of_one]), [len(of_one) for of_one in crops])

@@ -37,7 +37,7 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeakerEncoder":
-        """The encoder in `path`: what that may be, and what is raised, says `sdpn_jax.weights.load.load_network`.
+        """Loads the encoder in `path`; `sdpn_jax.weights.load.load_network` says what that may be and what is raised.
 
         No setting of JAX is touched. With the variable JAX_COMPILATION_CACHE_DIR set to a folder, JAX keeps what it has
         compiled there, and the first embedding of the next process comes sooner.
@@ -45,7 +45,7 @@ class SpeakerEncoder:
         return cls(*load_network(path))
 
     def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
-        """Embedding float32 [D] of one recording, or [N, D] of a list of N.
+        """Embeds one recording, float32 [D], or a list of N recordings, [N, D].
 
         A recording is a file (WAV, FLAC, OGG, MP3, M4A...), or samples, float in [-1, 1] or int16, with their rate.
         Channels are averaged; any rate will do. Raises UserError, naming the recording, when one cannot be used.
@@ -56,19 +56,19 @@ class SpeakerEncoder:
         return self.embed_log_mels([features.log_mel(_waveform(x, place)) for place, x in enumerate(recordings)])
 
     def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings float32 [N, D] of N log-mels [T, F] as features.log_mel makes them."""
+        """Embeds N log-mels [T, F], as features.log_mel makes them: float32 [N, D]."""
         return self._embedder(self._variables, log_mels)
 
     def fingerprint(self) -> str:
-        """Changes with the network and its weights: embeddings of one fingerprint can be compared."""
+        """Returns a digest of network and weights; only embeddings of one fingerprint can be compared."""
         return embedder.fingerprint(self._network, self._variables)
 
     def similarity(self, a: Recording | np.ndarray, b: Recording | np.ndarray) -> float:
-        """Cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
+        """Computes the cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
         return float(cosine(self._embedding(a), self._embedding(b)))
 
     def verify(self, a: Recording | np.ndarray, b: Recording | np.ndarray, threshold: float | None = None) -> Verdict:
-        """Whether two recordings (or embeddings) are of one speaker.
+        """Decides whether two recordings (or embeddings) are of one speaker.
 
         Raises UserError when neither the model nor the call brings a threshold.
         """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Float64, Int
 
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
@@ -20,11 +21,11 @@ class Gallery:
     """
 
     names: list[str]
-    sums: np.ndarray
-    counts: np.ndarray
+    sums: Float64[np.ndarray, "N D"]
+    counts: Int[np.ndarray, " N"]
     model: str
 
-    def enrol(self, name: str, embeddings: np.ndarray) -> None:
+    def enrol(self, name: str, embeddings: Float[np.ndarray, "M D"]) -> None:
         """Adds recordings [M, D] of a speaker, who may be there already."""
         units = unit(embeddings)
         if name not in self.names:
@@ -35,17 +36,17 @@ class Gallery:
         self.sums[row] += units.sum(0)
         self.counts[row] += len(units)
 
-    def scores(self, embedding: np.ndarray) -> list[tuple[str, float]]:
-        """(name, cosine with the mean of the speaker's embeddings), the most alike first."""
+    def scores(self, embedding: Float[np.ndarray, " D"]) -> list[tuple[str, float]]:
+        """Ranks (name, cosine with the mean of the speaker's embeddings), the most alike first."""
         cosines = cosine(self.sums, embedding)
         order = np.argsort(-cosines, kind="stable")
         return [(self.names[row], float(cosines[row])) for row in order]
 
 
 def identify(
-    speakers: Gallery, recordings: Sequence[str], embeddings: np.ndarray, threshold: float, show: int
+    speakers: Gallery, recordings: Sequence[str], embeddings: Float[np.ndarray, "N D"], threshold: float, show: int
 ) -> list[dict]:
-    """For each recording and its embedding [D]: recording, speaker (or None), threshold, ranking of `show` speakers.
+    """Identifies recordings by their embeddings [D]: each one's speaker (or None) and the `show` most alike.
 
     It is the most alike speaker where the cosine reaches the threshold.
     """
@@ -59,12 +60,12 @@ def identify(
 
 
 def new(model: str) -> Gallery:
-    """A gallery without speakers."""
+    """Makes a gallery without speakers."""
     return Gallery([], np.zeros((0, 0)), np.zeros(0, int), model)
 
 
 def read(path: str | Path, model: str) -> Gallery:
-    """The gallery of a file; UserError when it is none, or was made with a model of another fingerprint."""
+    """Reads a gallery; UserError if it is none, or was made with a model of another fingerprint."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             names, sums, counts, theirs = (archive[key] for key in ("names", "sums", "counts", "model"))
@@ -78,7 +79,7 @@ def read(path: str | Path, model: str) -> Gallery:
 
 
 def write(path: str | Path, gallery: Gallery) -> None:
-    """Writes the gallery, complete or not at all."""
+    """Writes a gallery, complete or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names, model = np.asarray(gallery.names), np.asarray(gallery.model)

@@ -18,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def manager(workdir: str | Path, keep: int = 3, keep_every: int = 0) -> ocp.CheckpointManager:
-    """The manager of <workdir>/checkpoints, which writes in the background.
+    """Opens the manager of <workdir>/checkpoints, which writes in the background.
 
     It keeps the newest `keep` and, if `keep_every` is not 0, all whose step is a multiple of it.
     """
@@ -29,13 +29,13 @@ def manager(workdir: str | Path, keep: int = 3, keep_every: int = 0) -> ocp.Chec
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:
-    """The parts that a checkpoint keeps apart, so that a network can be read without the rest."""
+    """Splits a state into the parts of a checkpoint, so that a network can be read without the rest."""
     rest = {"step": state.step, "prototypes": state.prototypes, "offset": state.offset, "opt_state": state.opt_state}
     return {"student": state.student, "teacher": state.teacher, "rest": rest}
 
 
 def state_of(parts: dict[str, Any]) -> TrainState:
-    """The state that `parts_of` took apart."""
+    """Puts together the state that `parts_of` took apart."""
     return TrainState(student=parts["student"], teacher=parts["teacher"], **parts["rest"])
 
 
@@ -50,12 +50,12 @@ def save(checkpoints: ocp.CheckpointManager, step: int, parts: dict[str, Any], c
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a run's numbers depend on."""
+    """Returns the versions of Python and of the packages that a run's numbers depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """(parts, step) of the newest checkpoint that all processes can read; see `weights.run.restore`.
+    """Restores (parts, step) of the newest checkpoint that all processes can read; see `weights.run.restore`.
 
     Newer ones that could not be read are deleted, as the run will write these steps again.
     """
@@ -67,7 +67,7 @@ def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tup
 
 
 def write_config(workdir: str | Path, config: dict[str, Any]) -> None:
-    """Keeps the run's config beside its checkpoints, as <workdir>/config.json."""
+    """Writes the run's config beside its checkpoints, as <workdir>/config.json."""
     path = Path(workdir) / run.CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_text(path, json.dumps(config, indent=2) + "\n")

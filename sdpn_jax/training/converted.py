@@ -16,7 +16,7 @@ from sdpn_jax.weights import run, sdpn_names
 
 
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
-    """The state of a run that goes on from these weights at `step`: float32, without momentum or offset yet."""
+    """Makes the state of a run that goes on from these weights at `step`: float32, without momentum or offset."""
     student, teacher = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher))
     learnt = jnp.asarray(prototypes, jnp.float32)
     # What the optimizer remembers has the same form for all settings.
@@ -52,7 +52,7 @@ def to_workdir(source: str | Path, workdir: str | Path, step: int = 0) -> dict:
 
 
 def size_flags(config: dict) -> str:
-    """The flags of `sdpn train`, each with a space after it, for sizes that are not those of configs/vox2.py."""
+    """Writes the `sdpn train` flags, each followed by a space, for sizes other than those of configs/vox2.py."""
     sizes = {"num_prototypes": 1024} | {f"model.{name}": getattr(Network, name) for name in config["model"]}
     ours = {"num_prototypes": config["num_prototypes"]} | {f"model.{k}": v for k, v in config["model"].items()}
     other = [f"--config.{name}={value}" for name, value in ours.items() if value != sizes[name]]

@@ -69,7 +69,7 @@ def plot_training(rows: Sequence[Mapping], path: str | Path) -> None:
 
 
 def _curve(rows: Sequence[Mapping], key: str) -> dict[float, float]:
-    """step -> value in the steps' order, NaN where it is not finite; empty when no value is finite."""
+    """Collects {step: value} in the steps' order, NaN if not finite; empty if no value is finite."""
     values = {}
     for row in rows:
         if row.get(key) is not None and row.get("step") is not None:

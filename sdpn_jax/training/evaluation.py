@@ -48,7 +48,7 @@ class Evaluator:
             logging.info("crop retrieval on %d crops of %d utterances", len(crops[0]), len(np.unique(crops[1])))
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
-        """{"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...} of the teacher's variables."""
+        """Evaluates the teacher's variables: {"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...}."""
         row: dict[str, float] = {}
         if self._crops:
             row |= crop_retrieval(self._embed(variables, list(self._crops[0])), self._crops[1])

@@ -17,7 +17,7 @@ RECOVERY_MARGIN = 1.5  # of the thresholds of collapse, beyond which a run count
 def health(
     embedding: Float[Array, "B V D"], targets: Float[Array, "B G K"], log_probability: Float[Array, "B V K"]
 ) -> dict[str, Float[Array, "..."]]:
-    """Signs of life or collapse of one batch.
+    """Computes signs of health or collapse of one batch.
 
     All scalars but `mean_target` [K], from which the prototypes used by many batches together can be counted.
     `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
@@ -56,7 +56,7 @@ def health(
 
 
 def looks_collapsed(metrics: dict[str, float], margin: float = 1.0) -> str | None:
-    """Why these metrics are those of a collapsed run, None for a healthy one.
+    """Says why these metrics are those of a collapsed run; None for a healthy one.
 
     Collapsed: all utterances have (nearly) one target, fewer than 1.5 of them told apart; or the embeddings have all
     but one direction, mean cosine above 0.95 or effective rank below 1.5. At initialisation every network looks so
@@ -95,7 +95,7 @@ class CollapseWatch:
 
 
 def stop_if_not_finite(metrics: Mapping[str, np.ndarray | np.number | float], step: int, checkpoints) -> None:
-    """Raises UserError, naming what is not finite and the newest checkpoint, unless all metrics of a step are finite.
+    """Stops a run whose metrics are not all finite, naming them and the newest checkpoint in a UserError.
 
     They include the norms of gradient, update and parameters, so that a step with a finite loss and an infinite
     gradient counts as broken too. checkpoints: the run's manager, waited for so that its newest step is complete.

@@ -19,7 +19,7 @@ HEARTBEAT_TIMEOUT_S = 60  # after which a silent host ends the run on all others
 
 
 def several_expected(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of one process among several: SLURM's srun, mpirun, or a TPU pod's worker."""
+    """Tells whether this is one process among several: under SLURM's srun, mpirun, or on a TPU pod's worker."""
     slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
     mpi = int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
     return slurm or mpi or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -50,7 +50,7 @@ def join(coordinator: str | None, process_count: int | None, process_index: int 
 
 
 def alone() -> bool:
-    """Whether this process makes up the whole run."""
+    """Tells whether this process is the whole run."""
     return jax.process_count() == 1
 
 
@@ -101,11 +101,11 @@ class Requests:
         self._stop = True
 
     def saved(self) -> None:
-        """A checkpoint has just been made: the clock starts anew."""
+        """Restarts the clock, as a checkpoint has just been made."""
         self._saved = time.monotonic()
 
     def now(self) -> int:
-        """NOTHING, SAVE or STOP. The clock of process 0 counts for all."""
+        """Returns NOTHING, SAVE or STOP; the clock of process 0 counts for all."""
         if self._stop:
             return STOP
         if time.monotonic() - self._saved > self._period and jax.process_index() == 0:
@@ -114,7 +114,7 @@ class Requests:
         return NOTHING
 
     def of_all(self, mesh: Mesh) -> int | jax.Array:
-        """The largest request of all processes, who must all ask: a number, or with several an array to be read later.
+        """Returns the largest request of all processes, who must all ask; with several, as an array to be read later.
 
         Read after the next step has been dispatched, it costs no wait.
         """

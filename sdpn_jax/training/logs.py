@@ -22,7 +22,7 @@ class Timer:
         self.started, self.waited, self.steps = time.time(), 0.0, 0
 
     def elapsed(self) -> float:
-        """Seconds, pauses not counted."""
+        """Returns the seconds so far, without pauses."""
         return max(time.time() - self.started, 1e-9)
 
     @contextmanager
@@ -41,7 +41,7 @@ class Timer:
 
 
 class MetricsWriter:
-    """Scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again."""
+    """Writes scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again."""
 
     def __init__(self, workdir: Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
@@ -57,13 +57,13 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> list[dict]:
-        """All rows, also those of before a restart."""
+        """Closes the files and returns all rows, including those from before a restart."""
         self._board.close()
         return read_rows(self._path)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """Reads the rows of a metrics.jsonl, without a last line that a kill cut short."""
     if not path.exists():
         return []
     rows = []
@@ -76,7 +76,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def interval_means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Means of the metrics of some steps, and `prototypes_in_interval`, the perplexity of all their targets' mean."""
+    """Averages the metrics of some steps; adds `prototypes_in_interval`, the perplexity of their mean target."""
     means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in rows[0]}
     mean_target = means.pop("mean_target")
     return {
@@ -86,7 +86,7 @@ def interval_means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
 
 
 def log_progress(done: int, num_steps: int, row: dict[str, float], batch_size: int, timer: Timer) -> None:
-    """One line for people: where the run is, how fast, and whether it is healthy."""
+    """Logs one line: where the run is, how fast, and whether it is healthy."""
     steps_per_second = timer.steps / timer.elapsed()
     left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
     logging.info(

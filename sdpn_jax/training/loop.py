@@ -119,7 +119,7 @@ def run_steps(
     config: Config, state: TrainState, first_step: int, shards: Shards, views: pipeline.Views, bank: dict,
     mesh: Mesh, log: Log, evaluate,
 ) -> int | None:  # fmt: skip
-    """The steps from `first_step` to the last one, or to the step at which the run was asked to stop, which it returns.
+    """Runs the steps from `first_step` to the last one, or until the run is asked to stop, and returns that step.
 
     The device always has a step to work on: the metrics of a step are fetched after the next one has been dispatched,
     but for steps after which a checkpoint or an evaluation needs the finished state.
@@ -173,7 +173,7 @@ def run_steps(
 
 
 def evaluator_of(config: Config, network: Network, shards: Shards) -> Evaluator:
-    """What the config wants the teacher to be watched on."""
+    """Prepares what the config wants the teacher to be evaluated on."""
     crops = None
     if config.held_out:
         crops = pipeline.held_out_crops(shards, config.held_out, config.views.local_frames, config.seed)

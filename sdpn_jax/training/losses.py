@@ -16,18 +16,18 @@ Scalar = Float[Array, ""]
 
 
 def cosine_logits(projection: Float[Array, "*views P"], prototypes: Float[Array, "K P"]) -> Float[Array, "*views K"]:
-    """Cosines of projections with the prototypes."""
+    """Computes the cosines of projections with the prototypes."""
     # By default TPUs would round to bfloat16, an error of 0.1 once divided by the target's temperature.
     return jnp.matmul(l2_normalise(projection), l2_normalise(prototypes).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def student_log_probability(cosines: Float[Array, "*views K"], temperature: float) -> Float[Array, "*views K"]:
-    """log softmax(cos / temperature) over the prototypes (paper, Eq. 1)."""
+    """Computes log softmax(cos / temperature) over the prototypes (paper, Eq. 1)."""
     return jax.nn.log_softmax(cosines / temperature, axis=-1)
 
 
 def softmax_targets(cosines: Float[Array, "N K"], temperature: float, sharpening: float) -> Float[Array, "N K"]:
-    """The teacher's softmax raised to the power 1 / sharpening and renormalised (paper, Eq. 2), no gradient.
+    """Computes the teacher's softmax to the power 1 / sharpening, renormalised (paper, Eq. 2), without gradient.
 
     p^(1/T) / sum p^(1/T) with p = softmax(cos / tau) equals softmax(cos / (tau T)), which cannot underflow as a whole.
     """
@@ -37,7 +37,7 @@ def softmax_targets(cosines: Float[Array, "N K"], temperature: float, sharpening
 def sinkhorn_targets(
     cosines: Float[Array, "N K"], temperature: float, sharpening: float, iterations: int
 ) -> Float[Array, "N K"]:
-    """Sharpened targets made to use all prototypes equally (Sinkhorn-Knopp, as in SwAV, arXiv 2006.09882).
+    """Computes sharpened targets that use all prototypes equally (Sinkhorn-Knopp, as in SwAV, arXiv 2006.09882).
 
     Each iteration gives every prototype the same total, then every sample the total 1. In the log domain, so that no
     row or column can underflow to an empty one. N samples of the global batch; no gradient.
@@ -52,7 +52,7 @@ def sinkhorn_targets(
 def balanced_targets(
     cosines: Float[Array, "N K"], offset: Float[Array, " K"], temperature: float, sharpening: float, rate: float
 ) -> tuple[Float[Array, "N K"], Float[Array, " K"]]:
-    """Sharpened targets after an offset of the prototypes, and that offset moved one step; no gradient.
+    """Computes sharpened targets after subtracting an offset, and that offset moved one step, without gradient.
 
     The offset, subtracted from the logits, rises for prototypes used more than 1 / K of the time, falls for the rest:
     offset += log(1 - rate + rate K usage), usage being the batch's mean target with the offset as it came. On a fixed
@@ -67,7 +67,7 @@ def balanced_targets(
 
 
 def cross_entropy(log_probability: Float[Array, "B V K"], targets: Float[Array, "B G K"]) -> Scalar:
-    """Mean over views and utterances of -sum_k target log p (paper, Eq. 3).
+    """Averages -sum_k target log p over views and utterances (paper, Eq. 3).
 
     log_probability of the local views, targets of the global ones; every pair of views counts.
     """
@@ -75,7 +75,7 @@ def cross_entropy(log_probability: Float[Array, "B V K"], targets: Float[Array, 
 
 
 def me_max(log_probability: Float[Array, "*views K"]) -> Scalar:
-    """log K - H(mean probability): 0 when the student uses all prototypes equally, log K when it uses one.
+    """Computes log K - H(mean probability): 0 if the student uses all prototypes equally, log K if it uses one.
 
     Mean-entropy maximisation, Assran et al. (MSN, arXiv 2204.07141), Eq. 2, shifted by log K.
     """
@@ -86,7 +86,7 @@ def me_max(log_probability: Float[Array, "*views K"]) -> Scalar:
 
 
 def koleo(embedding: Float[Array, "B D"], group_size: int = 0, epsilon: float = 1e-8) -> Scalar:
-    """-mean log(distance to the nearest other sample + epsilon) of the L2-normalised embeddings.
+    """Computes -mean log(distance to the nearest other sample + epsilon) of L2-normalised embeddings.
 
     Kozachenko-Leonenko estimate of differential entropy (Sablayrolles et al., arXiv 1806.03198). Neighbours are looked
     for in consecutive groups of `group_size` samples, 0 for the whole batch. As in the released code, epsilon is also
@@ -103,7 +103,7 @@ def koleo(embedding: Float[Array, "B D"], group_size: int = 0, epsilon: float = 
 
 
 def correlation(embedding: Float[Array, "B D"], normalisation: str) -> Float[Array, "D D"]:
-    """The matrix Z^T Z / B of one view group's embeddings, over the global batch.
+    """Computes the matrix Z^T Z / B of one view group's embeddings over the global batch.
 
     "standardise": Z has mean 0 and variance 1 in every dimension, which makes it the correlation matrix of Barlow Twins
     (arXiv 2103.03230). "l2": the rows of Z have length 1, which makes it their second-moment matrix, of trace 1.
@@ -117,7 +117,7 @@ def correlation(embedding: Float[Array, "B D"], normalisation: str) -> Float[Arr
 
 
 def off_diagonal(matrix: Float[Array, "D D"]) -> Scalar:
-    """Sum of the squared off-diagonal entries of a correlation matrix C, divided by D.
+    """Sums the squared off-diagonal entries of a correlation matrix C and divides by D.
 
     sum_{i != j} C_ij^2 / D is VICReg's covariance term (arXiv 2105.04906, Eq. 4) and, up to 1 / D, Barlow Twins'
     redundancy reduction (arXiv 2103.03230, Eq. 1). SDPN's follow-up (arXiv 2505.13826) names an off-diagonal term among
@@ -127,7 +127,7 @@ def off_diagonal(matrix: Float[Array, "D D"]) -> Scalar:
 
 
 def frobenius(matrix: Float[Array, "D D"]) -> Scalar:
-    """The Frobenius norm |C|_F of a correlation matrix C.
+    """Computes the Frobenius norm |C|_F of a correlation matrix C.
 
     For "l2" it lies between 1 / sqrt(D), dimensions equally used, and 1, all embeddings on one line; its square is the
     mean squared cosine of all pairs, the quantity that uniformity and MMCR-like (arXiv 2303.03307) terms reduce.
@@ -138,5 +138,5 @@ def frobenius(matrix: Float[Array, "D D"]) -> Scalar:
 
 
 def over_view_groups(term: Callable[[Float[Array, "B D"]], Scalar], embedding: Float[Array, "B V D"]) -> Scalar:
-    """The sum of `term` over the V view groups, each taken alone (paper, Eq. 4)."""
+    """Sums `term` over the V view groups, each taken alone (paper, Eq. 4)."""
     return jax.vmap(term, in_axes=1)(embedding).sum()

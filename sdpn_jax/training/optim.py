@@ -9,7 +9,7 @@ Tensor = Float[Array, "..."]
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to `peak` over the warm-up, then a cosine to `final` at step `total_steps`.
+    """Schedules the learning rate: linear from 0 to `peak` over the warm-up, then a cosine to `final` at the end.
 
     The warm-up must be shorter than the run.
     """
@@ -17,7 +17,7 @@ def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int
 
 
 def ema_momentum(first: float, last: float, total_steps: int) -> optax.Schedule:
-    """Teacher momentum by step: a cosine from `first` to `last` over the run (BYOL, arXiv 2006.07733, section 3.2)."""
+    """Schedules the teacher's momentum: a cosine from `first` to `last` (BYOL, arXiv 2006.07733, section 3.2)."""
     share_of_first = optax.cosine_decay_schedule(1.0, total_steps)
     return lambda step: last - (last - first) * share_of_first(step)
 
@@ -49,7 +49,7 @@ def sgd(
     clip_scope: str = "tensor",
     prototype_multiplier: float = 1.0,
 ) -> optax.GradientTransformation:
-    """The optimizer of {"network": ..., "prototypes": ...}.
+    """Makes the optimizer of {"network": ..., "prototypes": ...}.
 
     Network: clipping, then weight decay on tensors of two or more dimensions, then momentum. Prototypes: momentum
     alone, learning rate times `prototype_multiplier` (0: they stay as they were drawn). Both as PyTorch's SGD without

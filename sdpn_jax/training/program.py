@@ -34,7 +34,7 @@ class Program:
     peak_learning_rate: float
 
     def unpack(self, packed: Float[np.ndarray, " M"]) -> dict[str, np.ndarray]:
-        """{metric: its value} of what a step returned."""
+        """Unpacks what a step returned into {metric: value}."""
         sizes = [int(np.prod(shape)) for shape in self.metrics.values()]
         parts = np.split(np.asarray(packed), np.cumsum(sizes)[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.metrics.items(), parts, strict=True)}
@@ -43,7 +43,7 @@ class Program:
 def program_of(
     config: Config, network: Network, mesh: Mesh, steps_per_epoch: int, make_views: Callable, views: dict
 ) -> Program:
-    """The program of a config for the devices of `mesh`.
+    """Builds the program of a config for the devices of `mesh`.
 
     make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F]}; views: jax.ShapeDtypeStructs
     of these.
@@ -89,7 +89,7 @@ def program_of(
 
 
 def view_shapes(batch_size: int, views: Any, mel_bins: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global and local views [B, views, T, F] of a batch, float16; views: pipeline.Views or its config."""
+    """Describes the float16 views [B, views, T, F] of a batch; views: pipeline.Views or its config."""
     shapes = {
         "global": (batch_size, views.global_count, views.global_frames, mel_bins),
         "local": (batch_size, views.local_count, views.local_frames, mel_bins),
@@ -98,7 +98,7 @@ def view_shapes(batch_size: int, views: Any, mel_bins: int) -> dict[str, jax.Sha
 
 
 def compiled(step: Any, state: TrainState, batch: dict, bank: dict) -> Any:
-    """The step compiled for these arguments; the log says what memory it needs on each device."""
+    """Compiles the step for these arguments and logs the memory it needs on each device."""
     started = time.time()
     step = step.lower(state, batch, bank).compile()
     memory = step.memory_analysis()

@@ -13,7 +13,7 @@ LARGE = 2**16  # elements from which on an array of the state is split over `fsd
 
 
 def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
-    """The devices (default: all of all processes) along `data` and, `fsdp` neighbours at a time, along `fsdp`.
+    """Arranges the devices (default: all of all processes) along `data` and, `fsdp` neighbours at a time, `fsdp`.
 
     They keep their order, so that a process's share of the batch stays one run of rows. Raises UserError when `fsdp`
     does not divide their number.
@@ -25,17 +25,17 @@ def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: statistics, metrics, noise."""
+    """Keeps the whole array on every device: statistics, metrics, noise."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
+    """Splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(mesh: Mesh, state):
-    """The sharding of each array of the state (parameters, teacher, momentum): a tree like `state`.
+    """Chooses the sharding of each array of the state (parameters, teacher, momentum): a tree like `state`.
 
     Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides.
     """
@@ -52,7 +52,7 @@ def state_sharding(mesh: Mesh, state):
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """Raises UserError when the devices cannot share each microbatch equally."""
+    """Checks that the devices can share each microbatch equally; raises UserError otherwise."""
     shares = mesh.size * microbatches
     if batch_size % shares:
         split = f", each in {microbatches} microbatches" if microbatches > 1 else ""
@@ -62,19 +62,19 @@ def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """This process's share of a batch, NumPy arrays [b, ...] -> global arrays [B, ...] on the mesh."""
+    """Puts this process's share of a batch, NumPy arrays [b, ...], on the mesh as global arrays [B, ...]."""
     sharding = batch_sharding(mesh)
     with jax.transfer_guard("allow"):  # with several processes JAX does not see that this transfer is meant
         return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether every process says yes; all of them must ask."""
+    """Tells whether every process says yes; all of them must ask."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(yes))))
 
 
 def largest(number: int, mesh: Mesh) -> jax.Array:
-    """The largest of the numbers of all processes, on every device; all of them must ask."""
+    """Finds the largest of all processes' numbers, on every device; all of them must ask."""
     local = np.full(len(mesh.local_devices), number, np.int32)
     return _largest_of(mesh)(put_batch({"": local}, mesh)[""])
 
@@ -90,5 +90,5 @@ def _copy_to_every_device(mesh: Mesh):
 
 
 def gather(tree, mesh: Mesh):
-    """The whole arrays of a tree that lives on the mesh, on this process's first device; all processes must ask."""
+    """Gathers the whole arrays of a tree on this process's first device; all processes must ask."""
     return jax.tree.map(lambda x: x.addressable_data(0), _copy_to_every_device(mesh)(tree))

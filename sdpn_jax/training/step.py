@@ -21,7 +21,7 @@ Metrics = dict[str, Float[Array, "..."]]
 
 @dataclass(frozen=True)
 class Objective:
-    """Which terms the loss has, and how strong; see losses.py and sdpn_jax/config.py."""
+    """The terms of the loss and their weights; see losses.py and sdpn_jax/config.py."""
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
@@ -48,7 +48,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """A new run: the teacher starts as a copy of the student, prototypes uniform in +-1/sqrt(P) (1/16 at P = 256)."""
+    """Begins a run: the teacher is a copy of the student, prototypes are uniform in +-1/sqrt(P) (1/16 at P = 256)."""
     student = initial_variables(network, seed)
     bound = network.projection_size**-0.5
     shape = (num_prototypes, network.projection_size)
@@ -66,7 +66,7 @@ def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientT
 def forward(
     network: Network, variables: dict, views: Float[Array, "B V T F"], microbatches: int = 1
 ) -> tuple[Float[Array, "B V D"], Float[Array, "B V P"], Mapping]:
-    """Training-mode pass over views: embedding, projection, new batch statistics.
+    """Passes views through the network in training mode: embedding, projection, new batch statistics.
 
     With `microbatches` the network sees B / microbatches utterances at a time, and computes what happened inside it
     again in the backward pass: memory for one microbatch. Only batch norm then normalises over less than the batch; its
@@ -87,7 +87,7 @@ def forward(
 def teacher_targets(
     projection: Float[Array, "B G P"], prototypes: Float[Array, "K P"], offset: Float[Array, " K"], objective: Objective
 ) -> tuple[Float[Array, "B G K"], Float[Array, " K"]]:
-    """What the student must predict: projection of the global views -> targets, no gradient.
+    """Computes what the student must predict from the projections of the global views, without gradient.
 
     Also returns the offset of the next step. Balanced targets subtract what makes all prototypes equally used over
     time; centred targets a running mean of the cosines, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4). Without
@@ -114,7 +114,7 @@ def loss_terms(
     embedding: Float[Array, "B V D"],
     objective: Objective,
 ) -> dict[str, losses.Scalar]:
-    """The terms of the loss, unweighted."""
+    """Computes the terms of the loss, unweighted."""
 
     def matrix_term(term: Callable[[Float[Array, "D D"]], losses.Scalar]) -> losses.Scalar:
         of_group = lambda group: term(losses.correlation(group, objective.dimension_normalisation))  # noqa: E731
@@ -137,7 +137,7 @@ def make_train_step(
     teacher_momentum: optax.Schedule,
     microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a pure function of state and views.
+    """Makes the step, a pure function of state and views.
 
     `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`.
     """

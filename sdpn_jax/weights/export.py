@@ -9,7 +9,7 @@ from sdpn_jax.weights import model_folder, run
 
 
 def read_results(path: str | Path) -> dict:
-    """The results.json of a scored list with labels; UserError where it is none."""
+    """Reads the results.json of a scored list with labels; UserError if it is none."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         return {key: results[key] for key in ("eer_percent", "threshold_at_eer", "trials", "trials_file")}
@@ -20,7 +20,7 @@ def read_results(path: str | Path) -> dict:
 
 
 def facts(config: dict, which: str, step: int, results: dict | None) -> dict[str, str]:
-    """What people want to know of a model."""
+    """Collects what people want to know about a model."""
     about = {"weights": f"{which}, step {step:,}"}
     if "converted_from" in config:
         about["converted from"] = f"{config['converted_from']}, a checkpoint of the released PyTorch code"
@@ -36,7 +36,7 @@ def facts(config: dict, which: str, step: int, results: dict | None) -> dict[str
 
 
 def source_of(data_dir: str) -> str:
-    """What the shards were made of."""
+    """Says what the shards were made of."""
     try:
         data = read_metadata(data_dir)
     except UserError:

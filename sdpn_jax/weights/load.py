@@ -15,7 +15,7 @@ from sdpn_jax.weights import model_folder, sdpn_names
 def load_network(
     path: str | os.PathLike, which: str = "teacher", step: int | None = None
 ) -> tuple[Network, dict[str, Any], float | None]:
-    """(network, variables, threshold or None) of a trained encoder.
+    """Loads a trained encoder: (network, variables, threshold or None).
 
     path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code, of which the
     teacher is taken, or weights under the released names (.safetensors). which: the run's "teacher" or "student", or

@@ -78,12 +78,12 @@ def write_model(
 
 
 def is_model(folder: str | Path) -> bool:
-    """Whether this is a folder that `write_model` wrote, or meant to."""
+    """Tells whether `write_model` wrote this folder, or began to."""
     return (Path(folder) / WEIGHTS).exists()
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors file; UserError where it is none, or damaged."""
+    """Reads {name: array} of a .safetensors file; UserError if it is none or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -91,7 +91,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
-    """(network, variables, the content of config.json) of a model folder; UserError where something does not fit."""
+    """Reads (network, variables, content of config.json) of a model folder; UserError if something does not fit."""
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())

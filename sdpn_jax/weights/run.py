@@ -17,7 +17,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError)  # what Or
 
 
 def read_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The config that the run in this workdir was started with, None where there is no run."""
+    """Reads the config that the run in this workdir was started with; None if there is no run."""
     path = Path(workdir) / CONFIG
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -31,7 +31,7 @@ def restore(
     step: int | None = None,
     agree: Callable[[bool], bool] = bool,
 ) -> tuple[dict[str, Any], int]:
-    """({part name: tree}, step) of checkpoint `step` (default: the newest readable) for the parts in `templates`.
+    """Restores ({part name: tree}, step) of checkpoint `step` (default: the newest readable), the parts in `templates`.
 
     Templates (arrays or jax.ShapeDtypeStruct) give shapes, types and shardings. `agree` tells whether all processes
     could read a checkpoint. Those that cannot be read are named in a warning. Raises UserError when there is no such
@@ -62,7 +62,7 @@ def restore(
 def read_network(
     workdir: str | Path, step: int | None = None, which: str = "teacher"
 ) -> tuple[Network, dict[str, Any], int]:
-    """The network, variables and step of a training run: its "teacher", "student" or, before any step, "untrained".
+    """Reads network, variables and step of a training run: its "teacher" or "student", or the network "untrained".
 
     Raises UserError when there is no run or no checkpoint.
     """

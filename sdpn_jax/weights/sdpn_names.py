@@ -47,13 +47,13 @@ def released_name(path: tuple[str, ...]) -> str:
 
 
 def without_prefix(state: Mapping) -> dict:
-    """The state without the `module.` that training on several GPUs puts before names, and without batch counts."""
+    """Strips batch counts and the `module.` that training on several GPUs puts before names."""
     names = (name for name in state if not name.endswith(COUNT))
     return {name.removeprefix("module."): state[name] for name in names}
 
 
 def network_sizes(state: Mapping) -> dict:
-    """The sizes of Network that released arrays tell; one that they do not tell is that of the paper."""
+    """Infers the sizes of Network from released arrays; sizes they do not show are the paper's."""
 
     def width(name: str, default: int) -> int:
         shape = np.shape(state[name]) if name in state else ()
@@ -73,7 +73,7 @@ def network_sizes(state: Mapping) -> dict:
 
 
 def from_released(state: Mapping, source: str = "the state", sizes: dict | None = None) -> tuple[dict, dict]:
-    """(sizes of Network, its variables {"params", "batch_stats"} in NumPy) of the released {name: array}.
+    """Converts the released {name: array} to (sizes of Network, variables {"params", "batch_stats"} in NumPy).
 
     Arrays keep their type. With `sizes` the network must have these. Raises UserError, which calls the state `source`,
     when names are missing or unknown, or arrays have another shape.
@@ -90,7 +90,7 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
-    """(sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
+    """Reads (sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
 
     Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not
     such a checkpoint, or is of another network.
@@ -123,7 +123,7 @@ def _check_state(state, source: str) -> None:
 
 
 def to_released(variables: dict, step: int = 0) -> dict[str, np.ndarray]:
-    """The released {name: array}, without `module.`, of variables that have seen `step` batches."""
+    """Converts variables that have seen `step` batches to the released {name: array}, without `module.`."""
     state = {}
     for path, array in flatten_dict(variables).items():
         name = released_name(path)
@@ -155,5 +155,5 @@ def _check_names(state: Mapping, expected: dict[str, tuple], source: str) -> Non
 
 
 def first_of(names: list[str], count: int = 3) -> str:
-    """The first names, for an error that must stay one line."""
+    """Shows the first names, for an error that must stay one line."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def serialise(network: Network, variables: dict) -> bytes:
-    """StableHLO of samples [batch, samples] -> embeddings [batch, D], both sizes symbolic, the weights within."""
+    """Exports samples [batch, samples] -> embeddings [batch, D] as StableHLO, both sizes symbolic, weights included."""
 
     def embed(samples):
         padded = jnp.pad(samples, ((0, 0), (device.MARGIN, device.MARGIN)), mode="reflect")

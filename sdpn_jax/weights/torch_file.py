@@ -49,7 +49,7 @@ class Archive:
         self.byteorder: Literal[">", "<"] = ">" if has_byteorder and self.read("byteorder") == b"big" else "<"
 
     def read(self, name: str) -> bytes:
-        """All bytes of a member, its checksum compared; raises UserError when it is damaged or missing."""
+        """Reads all bytes of a member and compares its checksum; raises UserError if it is damaged or missing."""
         if self._last[0] != name:  # tensors may share a storage, and then mostly follow each other
             try:
                 self._last = name, self._file.read(self._folder + name)
@@ -71,7 +71,7 @@ class Dictionary(Untouchable, dict):
 
 @dataclass(frozen=True)
 class Storage(Untouchable):
-    """A run of numbers in the file, that tensors are windows of."""
+    """A run of numbers in the file; tensors are windows of it."""
 
     archive: Archive
     key: str
@@ -79,7 +79,7 @@ class Storage(Untouchable):
     size: int  # elements
 
     def read(self) -> np.ndarray:
-        """The numbers [size]; raises UserError when the file is damaged."""
+        """Reads the numbers [size]; raises UserError if the file is damaged."""
         data = self.archive.read(f"data/{self.key}")
         if len(data) != self.size * self.dtype.itemsize:
             raise UserError(f"{self.archive.path} is damaged: storage {self.key} has not {self.size} {self.dtype}")
@@ -113,7 +113,7 @@ class Reader(pickle.Unpickler):
         self._archive = archive
 
     def find_class(self, module: str, name: str):
-        """Stands for the name that the pickle would import; raises UserError for one that a checkpoint does not need"""
+        """Returns a stand-in for a name that the pickle imports; raises UserError for one that no checkpoint needs."""
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         full_name = f"{module}.{name}"
@@ -132,7 +132,7 @@ class Reader(pickle.Unpickler):
         return known[full_name]
 
     def persistent_load(self, description) -> Storage:
-        """The storage that (kind, type, key, device, size) describes."""
+        """Returns the storage that (kind, type, key, device, size) describes."""
         kind, dtype, key, _, size = description
         if kind != "storage" or dtype not in DTYPES.values() or type(size) is not int or size < 0:
             raise pickle.UnpicklingError(f"no storage: {description!r}")
@@ -162,7 +162,7 @@ class Reader(pickle.Unpickler):
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[dict]:
-    """The dictionary that `torch.save` wrote to a file, with a Tensor for each tensor, to be read while it is open.
+    """Opens the dictionary that `torch.save` wrote to a file; each tensor is a Tensor, to be read while it is open.
 
     Raises UserError, with what to do, for a file that is missing, damaged, of another kind, or not of tensors alone.
     """

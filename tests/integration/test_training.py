@@ -1,108 +1,31 @@
-"""Whole runs of the commands in processes of their own: training, resuming, several devices, bad input."""
+"""Whole runs of the commands: training, resuming, embeddings and scores, other people's weights, bad input."""
 
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import soundfile
 import torch_files
 from commands import command_of, line_of_refusal, process, ran, refused
+from small_run import arguments_of, evaluated, losses_of, make_workplace, rows_of, train
+
+from sdpn_jax.data import shards
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-from sdpn_jax.config import load
-
-def get_config():
-    config = load("librispeech")
-    config.batch_size = 8
-    config.num_steps = 20
-    config.warmup_steps = 5
-    config.num_prototypes = 16
-    config.views.global_frames = 60
-    config.views.local_count = 2
-    config.views.local_frames = 40
-    config.model.channels = (16, 16, 16, 16, 24)
-    config.model.se_bottleneck = 8
-    config.model.attention = 8
-    config.model.embedding_size = 16
-    config.model.hidden_size = 16
-    config.model.projection_size = 8
-    config.held_out = 4
-    config.log_every = 1
-    config.checkpoint_every = 5
-    return config
-"""
-
-
-# With a head that is large enough to be split over devices.
-WIDE_FLOAT64 = """
---config.model.dtype=float64 --config.model.hidden_size=512 --config.model.projection_size=128
-""".split()
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with recordings, trials, shards, a config, and one uninterrupted training run."""
-    folder = tmp_path_factory.mktemp("workplace")
-    rng = np.random.default_rng(0)
-    for speaker in range(4):
-        (folder / "audio" / f"s{speaker}").mkdir(parents=True)
-        for i in range(5):
-            time_s = np.arange(rng.integers(14000, 22000)) / 16000
-            buzz = sum(np.sin(2 * np.pi * (100 + 40 * speaker) * k * time_s) / k for k in range(1, 20))
-            noise = rng.normal(size=len(time_s))
-            soundfile.write(folder / "audio" / f"s{speaker}" / f"{i}.wav", 0.05 * (buzz + noise), 16000)
-    (folder / "audio" / "broken.wav").write_bytes(b"this is not audio")
-    ids = [f"s{speaker}/{i}.wav" for speaker in range(4) for i in range(5)]
-    pairs = [(a, b) for n, a in enumerate(ids) for b in ids[n + 1 :]]
-    (folder / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
-    (folder / "config.py").write_text(TINY)
-    ran(
-        "prepare",
-        f"--input={folder / 'audio'}",
-        f"--output={folder / 'shards'}",
-        "--augmentations=2",
-        "--workers=1",
-    )
+    """A prepared folder, and one uninterrupted training run in it, with its log."""
+    folder = make_workplace(tmp_path_factory.mktemp("workplace"))
     (folder / "whole.log").write_text(train(folder, folder / "whole", *evaluated(folder)).stderr)
     return folder
-
-
-def arguments_of(folder: Path, workdir: Path) -> list[str]:
-    return [f"--config={folder / 'config.py'}", f"--config.data_dir={folder / 'shards'}", f"--workdir={workdir}"]
-
-
-def evaluated(folder: Path) -> list[str]:
-    trials = f"--config.eval.trials=('{folder / 'trials.txt'}',)"
-    return [f"--config.eval.input={folder / 'audio'}", trials, "--config.eval.every_steps=10"]
-
-
-def train(folder: Path, workdir: Path, *more):
-    return ran("train", *arguments_of(folder, workdir), *more)
-
-
-def train_on(devices: int, folder: Path, workdir: Path, *more):
-    """In a process of its own, which is how it can have several devices."""
-    done = process("train", *arguments_of(folder, workdir), *more, devices=devices)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-def rows_of(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses_of(workdir: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows_of(workdir) if "loss" in row}
 
 
 @pytest.mark.slow
@@ -207,41 +130,6 @@ def test_released_weights_are_exported_and_trained_on(workplace):
 
 
 @pytest.mark.slow
-def test_four_devices_give_the_same_losses(workplace, monkeypatch):
-    """In float64, where the order of additions cannot grow into a difference within a few steps; state split in two."""
-    monkeypatch.setenv("JAX_ENABLE_X64", "1")
-    train_on(1, workplace, workplace / "1", *WIDE_FLOAT64)
-    one = losses_of(workplace / "1")
-    assert sorted(one) == list(range(1, 21))
-    train_on(4, workplace, workplace / "4", *WIDE_FLOAT64, "--config.mesh.fsdp=2")
-    np.testing.assert_allclose(list(losses_of(workplace / "4").values()), list(one.values()), rtol=1e-8)
-
-
-@pytest.mark.slow
-def test_two_hosts_give_the_same_losses(workplace, monkeypatch):
-    """Two processes of two devices on loopback, beside one of one device (which the test before has left).
-
-    Their run can be resumed elsewhere.
-    """
-    monkeypatch.setenv("JAX_ENABLE_X64", "1")
-    if not (workplace / "1").exists():
-        train_on(1, workplace, workplace / "1", *WIDE_FLOAT64)
-    command = ["bash", "launch/local.sh", *arguments_of(workplace, workplace / "hosts"), *WIDE_FLOAT64]
-    python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PROCESSES": "2", "DEVICES": "2", "JAX_PLATFORMS": "cpu", "PATH": python}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = losses_of(workplace / "1"), losses_of(workplace / "hosts")
-    assert sorted(one) == sorted(two) == list(range(1, 21))
-    np.testing.assert_allclose([two[k] for k in one], list(one.values()), rtol=1e-8)
-
-    shutil.rmtree(workplace / "hosts" / "checkpoints" / "20")
-    said = train_on(1, workplace, workplace / "hosts", *WIDE_FLOAT64).stderr
-    assert "resumed from the checkpoint of step 15" in said, "on one device of one host"
-    np.testing.assert_allclose(list(losses_of(workplace / "hosts").values()), list(one.values()), rtol=1e-8)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes_without_a_seam(workplace, by):
     """Asked to stop it first saves; killed it goes on from its last checkpoint."""
@@ -306,3 +194,13 @@ def test_bad_input_gets_one_line(workplace):
     assert "end in .safetensors" in refused("convert", run_of, f"--output={workplace / 'x'}")
     file = f"--output={workplace / 'x.safetensors'}"
     assert "no checkpoint of step 7" in refused("convert", run_of, file, "--step=7")
+
+
+@pytest.mark.slow
+def test_a_folder_of_shards_is_opened_once_and_steps_can_be_profiled(workplace, monkeypatch):
+    opened, read = [], shards.read_metadata
+    monkeypatch.setattr(shards, "read_metadata", lambda folder: opened.append(folder) or read(folder))
+    said = train(workplace, workplace / "profiled", "--config.profile=True").stderr
+    assert len(opened) == 1
+    assert "steps 10 to 20 recorded in" in said
+    assert list((workplace / "profiled" / "plugins" / "profile").rglob("*.xplane.pb"))
