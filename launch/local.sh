@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes of one run on this machine, joined over loopback: a rehearsal of a cluster, or one process a GPU.
 #
-#   PROCESSES=2 DEVICES=4 launch/local.sh --config=configs/librispeech.py --config.data_dir=SHARDS --workdir=RUN
+#   PROCESSES=2 DEVICES=4 launch/local.sh --config=librispeech --config.data_dir=SHARDS --workdir=RUN
 #
 # Set: PROCESSES; without GPUs also DEVICES, into how many each process divides the CPU. All arguments go to every process.
 # Ctrl-C and SIGTERM reach all of them: they save at the same step and stop; the same command resumes.
@@ -14,11 +14,21 @@ trap 'kill -TERM "${pids[@]}"' TERM INT
 for ((i = 0; i < processes; i++)); do
     environment=()
     if [ "${JAX_PLATFORMS:-}" != cpu ] && command -v nvidia-smi > /dev/null; then
-        environment+=("CUDA_VISIBLE_DEVICES=$i") # one GPU a process
+        if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then # one GPU a process, of those that the user chose
+            IFS=, read -ra chosen <<< "$CUDA_VISIBLE_DEVICES"
+            if [ "$i" -ge "${#chosen[@]}" ]; then
+                echo "error: PROCESSES=$processes, but CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES" >&2
+                [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}"
+                exit 2
+            fi
+            environment+=("CUDA_VISIBLE_DEVICES=${chosen[i]}")
+        else
+            environment+=("CUDA_VISIBLE_DEVICES=$i")
+        fi
     else
-        environment+=("XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}")
+        environment+=("XLA_FLAGS=${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}")
     fi
-    env "${environment[@]}" python -m sdpn_jax.main "$@" \
+    env "${environment[@]}" sdpn train "$@" \
         --coordinator="localhost:$port" --process_count="$processes" --process_index="$i" &
     pids+=($!)
 done

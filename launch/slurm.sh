@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run under SLURM, on one GPU node or several: one task a GPU, which find each other through SLURM's variables.
 #
-#   sbatch --nodes=4 launch/slurm.sh --config=configs/vox2.py --config.data_dir=SHARDS --workdir=RUN
+#   sbatch --nodes=4 launch/slurm.sh --config=vox2 --config.data_dir=SHARDS --workdir=RUN
 #
 # Set: the partition and the time below, the number of GPUs of a node (twice), cores a task, and how your cluster makes
 # the environment. SHARDS and RUN must lie on a file system that all nodes see.
@@ -17,7 +17,12 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 set -u
-source "${VENV:-.venv}/bin/activate"
+activate=${VENV:-.venv}/bin/activate
+if [ ! -f "$activate" ]; then
+    echo "error: no virtual environment at ${VENV:-.venv}: make one (README.md) or set VENV" >&2
+    exit 2
+fi
+source "$activate"
 
 # The step compiles in a minute or two; a restarted job finds it here.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jax}
@@ -25,7 +30,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jax}
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 
 # A failing task ends the others, which otherwise wait for it until their heartbeat times out.
-srun --kill-on-bad-exit=1 python -m sdpn_jax.main "$@"
+srun --kill-on-bad-exit=1 sdpn train "$@"
 code=$?
 if [ "$code" -eq 143 ]; then # stopped by the signal after a checkpoint, not finished: queue again, it resumes
     scontrol requeue "$SLURM_JOB_ID"

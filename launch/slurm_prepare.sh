@@ -13,5 +13,10 @@
 #SBATCH --output=%x-%A-%a.log
 #SBATCH --requeue
 set -eu
-source "${VENV:-.venv}/bin/activate"
-python -m sdpn_jax.data.prepare "$@"
+activate=${VENV:-.venv}/bin/activate
+if [ ! -f "$activate" ]; then
+    echo "error: no virtual environment at ${VENV:-.venv}: make one (README.md) or set VENV" >&2
+    exit 2
+fi
+source "$activate"
+sdpn prepare "$@"

@@ -38,7 +38,7 @@ class Gallery:
 
     def scores(self, embedding: Float[np.ndarray, " D"]) -> list[tuple[str, float]]:
         """Ranks (name, cosine with the mean of the speaker's embeddings), the most alike first."""
-        cosines = cosine(self.sums, embedding)
+        cosines = np.asarray(cosine(self.sums, embedding))
         order = np.argsort(-cosines, kind="stable")
         return [(self.names[row], float(cosines[row])) for row in order]
 

@@ -42,6 +42,7 @@ def test_trials(corpus):
     assert all((label == "1") == (a.split("/")[1] == b.split("/")[1]) for label, a, b in lines)
 
 
+@pytest.mark.slow
 def test_a_function_of_the_seed(corpus, tmp_path):
     synthetic.make_corpus(tmp_path / "again", **TINY)
     assert contents(tmp_path / "again") == contents(corpus)

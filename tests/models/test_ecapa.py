@@ -95,6 +95,7 @@ def test_no_gradient_reaches_the_features():
     assert not np.any(gradient)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_statistics_and_outputs_in_float32():
     network = network_of({**SMALL, "projection_size": 6, "dtype": "bfloat16"})
     variables = initial_variables(network, 0)

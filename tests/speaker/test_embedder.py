@@ -46,6 +46,7 @@ def test_incomplete_batches_are_filled_up_by_less_than_a_half():
     assert len(set(sizes)) == 20
 
 
+@pytest.mark.slow
 def test_an_embedding_does_not_depend_on_its_company():
     variables = initial_variables(SMALL, 0)
     rng = np.random.default_rng(0)

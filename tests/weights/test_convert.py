@@ -96,6 +96,7 @@ def test_checkpoint_to_run_to_safetensors(tmp_path, prefix):
         assert {prefix + name for name in written} == set(contents[which])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_it(tmp_path, contents):
     """The state has the form that training restores, the learning rate goes on at the step, nothing else is kept."""
     torch_files.write(tmp_path / "a.pth", contents)
