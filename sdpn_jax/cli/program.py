@@ -46,7 +46,7 @@ app.command(rich_help_panel=MODELS)(convert)
 def main(arguments: Sequence[str]) -> int:
     """Runs `sdpn ARGUMENTS` in this process and returns its exit code."""
     try:
-        return app(list(arguments), prog_name="sdpn", standalone_mode=False) or 0
+        return app(list(arguments), prog_name="sdpn", standalone_mode=False, obj=list(arguments)) or 0
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:

@@ -1,7 +1,6 @@
 """`sdpn train`: a training run, begun or resumed, on one process or several."""
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -19,7 +18,8 @@ def show_help(context: typer.Context, wanted: bool) -> None:
     from sdpn_jax import config as configs
 
     print(context.get_help())
-    source = next((word.partition("=")[2] for word in sys.argv if word.startswith("--config=")), "vox2")
+    words = " ".join(context.obj or ()).replace("--config ", "--config=").split()
+    source = next((word.partition("=")[2] for word in words if word.startswith("--config=")), "vox2")
     print(f"\nFields of {source}, each set by --config.FIELD=VALUE:\n\n{configs.describe(configs.load(source))}")
     raise typer.Exit
 

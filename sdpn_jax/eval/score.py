@@ -48,8 +48,8 @@ def score(
         embeddings, ids = add_models(embeddings, ids, models_of(trials, read_models(models_path)))
     cohort = scoring.load_embeddings(cohort_path)[0] if cohort_path else None
     maps = read_calibration(calibration_path) if calibration_path else {}
-    ways = score_in_every_way(embeddings, ids, trials, cohort, top)
-    llrs = {way: scale * ways[way] + offset for way, (scale, offset) in maps.items() if way in ways}
+    scores_of = score_every_kind(embeddings, ids, trials, cohort, top)
+    llrs = {kind: scale * scores_of[kind] + offset for kind, (scale, offset) in maps.items() if kind in scores_of}
     results: dict[str, Any] = {
         "embeddings": str(embeddings_path),
         "trials_file": str(trials_path),
@@ -59,18 +59,18 @@ def score(
     }
     output = Path(output)
     with _writing(output):
-        results["wrote"] = write_scores(output, trials, ways, "scores") + write_scores(output, trials, llrs, "llr")
+        results["wrote"] = write_scores(output, trials, scores_of, "scores") + write_scores(output, trials, llrs, "llr")
         if trials.labels is not None:
-            rows = report.assess(ways, trials, draws, llrs)
+            rows = report.assess(scores_of, trials, draws, llrs)
             results |= rows["cosine"] | {"ways": rows}
             lines = report.table_of(titled(rows))
             (output / "report.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
-            curves = {way: (scores, trials.labels) for way, scores in ways.items()}
+            curves = {kind: (scores, trials.labels) for kind, scores in scores_of.items()}
             plots.plot_det(titled(curves), output / "det.png")
-            plots.plot_score_histogram(ways["cosine"], trials.labels, output / "histogram.png")
+            plots.plot_score_histogram(scores_of["cosine"], trials.labels, output / "histogram.png")
             results["wrote"] += ["report.md", "det.png", "histogram.png"]
             if with_page:
-                more = draw_more(output, ways["cosine"], embeddings, ids, trials, seconds, projection)
+                more = draw_more(output, scores_of["cosine"], embeddings, ids, trials, seconds, projection)
                 figures = {output / name: CAPTIONS[name] for name in ("det.png", "histogram.png", *more)}
                 title = f"Trials of {Path(trials_path).name}"
                 report.write_page(output / "report.html", title, lines, notes(results), figures)
@@ -80,9 +80,9 @@ def score(
     return results
 
 
-def titled(ways: dict) -> dict:
+def titled(by_kind: dict) -> dict:
     """Renames the scores as papers do, for tables and plots."""
-    return {TITLES.get(way, way): value for way, value in ways.items()}
+    return {TITLES.get(kind, kind): value for kind, value in by_kind.items()}
 
 
 def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -95,19 +95,19 @@ def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
     """Reads {kind of score: (scale, offset)} from another list's results.json; UserError if it is none."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
-        pairs = {way: row["calibration"] for way, row in rows.items()}
-        return {way: (float(scale), float(offset)) for way, (scale, offset) in pairs.items()}
+        pairs = {kind: row["calibration"] for kind, row in rows.items()}
+        return {kind: (float(scale), float(offset)) for kind, (scale, offset) in pairs.items()}
     except OSError as error:
         raise UserError(f"cannot read --calibration={path} ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--calibration={path} is not the results.json of a scored list with labels") from None
 
 
-def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
+def score_every_kind(embeddings, ids, trials: Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
     """Scores the trials by cosine and, with a cohort [C, D], centred, s_norm and as_norm: {kind: scores [N]}."""
-    ways = {"cosine": scoring.score_trials(embeddings, ids, trials)}
+    scores_of = {"cosine": scoring.score_trials(embeddings, ids, trials)}
     if cohort is None:
-        return ways
+        return scores_of
     if cohort.shape[1] != embeddings.shape[1]:
         raise UserError(
             f"the cohort's embeddings have {cohort.shape[1]} dimensions, those of the trials {embeddings.shape[1]}: "
@@ -117,11 +117,11 @@ def score_in_every_way(embeddings, ids, trials: Trials, cohort=None, top: int = 
     used, rows = np.unique([enrol, test], return_inverse=True)
     enrol, test = rows.reshape(2, -1)
     used = embeddings[used]
-    ways["centred"] = scoring.cosine_scores(normalisation.subtract_mean(used, cohort), enrol, test)
-    for way, nearest in (("s_norm", None), ("as_norm", min(top, len(cohort) // 2))):
+    scores_of["centred"] = scoring.cosine_scores(normalisation.subtract_mean(used, cohort), enrol, test)
+    for kind, nearest in (("s_norm", None), ("as_norm", min(top, len(cohort) // 2))):
         statistics = normalisation.cohort_statistics(used, cohort, nearest)
-        ways[way] = normalisation.normalise(ways["cosine"], enrol, test, statistics)
-    return ways
+        scores_of[kind] = normalisation.normalise(scores_of["cosine"], enrol, test, statistics)
+    return scores_of
 
 
 def draw_more(
@@ -151,11 +151,11 @@ def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
     return [names[speaker] if told_apart else str(speaker + 1) for speaker in speakers]
 
 
-def write_scores(output: Path, trials: Trials, ways: dict[str, np.ndarray], stem: str) -> list[str]:
+def write_scores(output: Path, trials: Trials, scores_of: dict[str, np.ndarray], stem: str) -> list[str]:
     """Writes <stem>.txt of cosine and <stem>_<kind>.txt of the others, `enrol test score` lines; returns the names."""
     names = []
-    for way, scores in ways.items():
-        names.append(f"{stem}.txt" if way == "cosine" else f"{stem}_{way}.txt")
+    for kind, scores in scores_of.items():
+        names.append(f"{stem}.txt" if kind == "cosine" else f"{stem}_{kind}.txt")
         with (output / names[-1]).open("w", encoding="utf-8") as file:
             for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
                 file.write(f"{enrol} {test} {value:.8f}\n")

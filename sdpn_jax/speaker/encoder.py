@@ -78,8 +78,8 @@ class SpeakerEncoder:
                 "this model brings no threshold: give one (for example threshold_at_eer in the results.json of "
                 "`sdpn score`), or load a model folder that was exported with --results"
             )
-        score = self.similarity(a, b)
-        return Verdict(score, float(threshold), score >= threshold)
+        score, threshold = self.similarity(a, b), float(threshold)
+        return Verdict(score, threshold, score >= threshold)
 
     def _embedding(self, x: Recording | np.ndarray) -> np.ndarray:
         if isinstance(x, np.ndarray):

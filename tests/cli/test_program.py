@@ -43,9 +43,9 @@ def test_usage_errors_are_one_line():
     assert "unexpected" in refused("train", "--config=vox2", "stray")
 
 
-def test_the_help_of_train_shows_the_fields_of_its_config(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sdpn", "train", "--config=librispeech", "--help"])
-    shown = sdpn("train", "--config=librispeech", "--help").stdout
+@pytest.mark.parametrize("words", [["--config=librispeech", "--help"], ["--help", "--config", "librispeech"]])
+def test_the_help_of_train_shows_the_fields_of_its_config(words):
+    shown = sdpn("train", *words).stdout
     assert "--config.batch_size=32" in shown
     assert "--config.model.dtype='float32'" in shown
 

@@ -102,6 +102,7 @@ def test_similarity_and_verdict(encoder):
     assert (verdict.same_speaker, verdict.threshold) == (False, pytest.approx(expected + 0.01))
     assert encoder.verify(a, b, threshold=expected - 0.01).same_speaker
     assert encoder.verify(a, a).threshold == 0.5
+    assert encoder.verify(a, a, threshold=np.float64(0.5)).same_speaker is True, "not NumPy's own truth"
 
 
 @pytest.mark.parametrize(
