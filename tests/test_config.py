@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from sdpn_jax import config as configs
+from sdpn_jax.data.pipeline import Views
 from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network
+from sdpn_jax.training.step import Objective
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -167,3 +170,12 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     del began["profile"]
     began["demo"] = {}
     configs.check_same_run(configs.load("vox2"), json.loads(json.dumps(began)), tmp_path)
+
+
+def test_defaults_elsewhere_are_those_of_the_fields():
+    """Objective and Views have defaults for those who use them without a config."""
+    config = configs.default()
+    assert Objective(**config.objective) == Objective()
+    assert Views(**config.views) == Views()
+    sizes = {**config.model, "dtype": Network.dtype}
+    assert Network(**sizes) == Network()

@@ -1,11 +1,13 @@
 """Checkpoints with Orbax: asynchronous, complete or absent, the newest readable one found again after a kill."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -14,6 +16,7 @@ from sdpn_jax.training import sharding
 from sdpn_jax.training.step import TrainState
 from sdpn_jax.weights import run
 
+DAMAGED = "damaged-checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -57,13 +60,26 @@ def versions() -> dict[str, str]:
 def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Restores (parts, step) of the newest checkpoint that all processes can read; see `weights.run.restore`.
 
-    Newer ones that could not be read are deleted, as the run will write these steps again.
+    Newer ones, which are damaged, are moved to <workdir>/damaged-checkpoints: the run will write these steps again.
     """
     parts, step = run.restore(checkpoints, templates, agree=sharding.all_agree)
-    for damaged in [other for other in checkpoints.all_steps() if other > step]:
-        logging.warning("going on from step %d; the damaged checkpoint of step %d is deleted", step, damaged)
-        checkpoints.delete(damaged)
+    damaged = [other for other in checkpoints.all_steps() if other > step]
+    for other in damaged:
+        if jax.process_index() == 0:
+            place = set_aside(Path(checkpoints.directory) / str(other))
+            logging.warning("going on from step %d; the damaged checkpoint of step %d is now %s", step, other, place)
+    if damaged:
+        sharding.all_agree(True)  # that they are gone, before anybody looks again
+        checkpoints.reload()
     return parts, step
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Moves a damaged checkpoint to a folder that says so, beside the others' folder, and returns its new place."""
+    folder = checkpoint.parent.parent / DAMAGED
+    folder.mkdir(exist_ok=True)
+    number = next(number for number in itertools.count() if not (folder / f"{checkpoint.name}-{number}").exists())
+    return checkpoint.rename(folder / f"{checkpoint.name}-{number}")
 
 
 def write_config(workdir: str | Path, config: dict[str, Any]) -> None:

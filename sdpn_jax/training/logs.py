@@ -56,6 +56,11 @@ class MetricsWriter:
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
 
+    def lacks_evaluation(self, step: int) -> bool:
+        """Tells whether no evaluation of this step has been written."""
+        of_step = [row for row in read_rows(self._path) if row["step"] == step]
+        return not any(name.startswith(("eer_percent/", "crop_eer_percent")) for row in of_step for name in row)
+
     def close(self) -> list[dict]:
         """Closes the files and returns all rows, including those from before a restart."""
         self._board.close()

@@ -97,8 +97,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
         if evaluator and writer:
             writer.write(done, evaluator(teacher))
 
-    if evaluates and first_step == 0:
-        evaluate(0, state)
+    if evaluates and evaluation_is_due(first_step, config, program, writer, mesh):
+        evaluate(first_step, state)
     stopped_at = run_steps(config, state, first_step, shards, views, bank, mesh, log, evaluate if evaluates else None)
     checkpoints.wait_until_finished()
     checkpoints.close()
@@ -170,6 +170,15 @@ def run_steps(
                 with log.timer.paused():
                     evaluate(done, state)
     return None
+
+
+def evaluation_is_due(
+    first_step: int, config: Config, program: Program, writer: MetricsWriter | None, mesh: Mesh
+) -> bool:
+    """Tells whether a run must evaluate before its first step: at its beginning, or where a stop cut that off."""
+    if first_step % config.eval.every_steps and first_step != program.num_steps:
+        return False
+    return bool(int(sharding.largest(bool(writer and writer.lacks_evaluation(first_step)), mesh)))
 
 
 def evaluator_of(config: Config, network: Network, shards: Shards) -> Evaluator:

@@ -75,7 +75,7 @@ def all_agree(yes: bool) -> bool:
 
 def largest(number: int, mesh: Mesh) -> jax.Array:
     """Finds the largest of all processes' numbers, on every device; all of them must ask."""
-    local = np.full(len(mesh.local_devices), number, np.int32)
+    local = np.full(len(mesh.local_devices), int(number), np.int32)
     return _largest_of(mesh)(put_batch({"": local}, mesh)[""])
 
 

@@ -1,6 +1,7 @@
 """A training run as others read it: its config.json and the networks in its checkpoints. Reading writes nothing."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError)  # what Orbax raises for damaged files
+DAMAGED = (ValueError, KeyError, TypeError, FileNotFoundError)  # what Orbax raises for files cut, garbled or missing
+OUT_OF_REACH = (OSError, RuntimeError, MemoryError)  # of which JAX's errors are a kind: out of memory, a lost host
+# How TensorStore begins the ValueError of a file system that does not answer.
+NOT_ANSWERING = (
+    "UNAVAILABLE",
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+)
+RETRIES, FIRST_PAUSE_S = 3, 2.0
 
 
 def read_config(workdir: str | Path) -> dict[str, Any] | None:
@@ -34,8 +46,9 @@ def restore(
     """Restores ({part name: tree}, step) of checkpoint `step` (default: the newest readable), the parts in `templates`.
 
     Templates (arrays or jax.ShapeDtypeStruct) give shapes, types and shardings. `agree` tells whether all processes
-    could read a checkpoint. Those that cannot be read are named in a warning. Raises UserError when there is no such
-    checkpoint, or when none can be read.
+    say yes. Damaged checkpoints are named in a warning and passed over. One that cannot be reached (an I/O error, no
+    memory left) is tried again and then ends the run: it may be whole. Raises UserError when there is no such
+    checkpoint, when one is out of reach, or when none can be read.
     """
     steps = sorted(checkpoints.all_steps(), reverse=True)
     if not steps or (step is not None and step not in steps):
@@ -45,18 +58,37 @@ def restore(
     items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     why = ""
     for candidate in steps if step is None else [step]:
-        restored: Any = None
-        try:
-            restored = checkpoints.restore(candidate, args=ocp.args.Composite(**items))
-        except UNREADABLE as error:
-            why = str(error).strip().splitlines()[0]
+        read = lambda step=candidate: checkpoints.restore(step, args=ocp.args.Composite(**items))  # noqa: E731
+        restored, reached, why = _read_again_and_again(read)
+        if not agree(reached):
+            raise UserError(
+                f"checkpoint {candidate} in {checkpoints.directory} is out of reach ({why or 'for another process'}); "
+                "nothing was changed. Run the same command again when storage and memory are back"
+            )
         if agree(restored is not None):
             return {name: restored[name] for name in templates}, candidate
-        logging.warning("checkpoint %d in %s cannot be read (%s)", candidate, checkpoints.directory, why)
+        logging.warning("checkpoint %d in %s is damaged (%s)", candidate, checkpoints.directory, why)
     raise UserError(
         f"no checkpoint in {checkpoints.directory} can be read as the model of this config ({why}): "
         "use the config it was trained with, or another --workdir"
     )
+
+
+def _read_again_and_again(read: Callable[[], Any]) -> tuple[Any, bool, str]:
+    """Returns (what `read` gives or None, whether its files could be reached, why not); pauses between RETRIES."""
+    pause, why = FIRST_PAUSE_S, ""
+    for left in reversed(range(RETRIES + 1)):
+        try:
+            return read(), True, ""
+        except (*DAMAGED, *OUT_OF_REACH) as error:
+            why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            if isinstance(error, DAMAGED) and not str(error).startswith(NOT_ANSWERING):
+                return None, True, why
+        if left:
+            logging.warning("a checkpoint is out of reach (%s); trying again in %.0f s", why, pause)
+            time.sleep(pause)
+            pause *= 2
+    return None, False, why
 
 
 def read_network(
@@ -78,7 +110,7 @@ def read_network(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
     template = jax.eval_shape(lambda: initial_variables(network, seed))
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder, options=options) as checkpoints:
         parts, step = restore(checkpoints, {which: template}, step)
     return network, parts[which], step

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -155,6 +156,17 @@ def test_a_killed_run_resumes_without_a_seam(workplace, by):
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     for actual, expected in zip(resumed, whole, strict=True):
         assert actual == expected
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(workplace):
+    workdir = workplace / "cut"
+    shutil.copytree(workplace / "whole", workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert "eer_percent/trials" in lines[-1], "the last evaluation, of step 20"
+    train(workplace, workdir, *evaluated(workplace))
+    assert rows_of(workdir) == rows_of(workplace / "whole")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import Network, initial_variables
 from sdpn_jax.training import checkpoint
 from sdpn_jax.weights import run
 
@@ -60,7 +61,9 @@ def test_a_damaged_newest_one_falls_back_and_is_written_again(written, caplog):
     assert step == 20
     np.testing.assert_array_equal(restored["network"]["kernel"], np.full((300, 4), 20))
     assert "checkpoint 30" in caplog.text
-    assert "the damaged checkpoint of step 30 is deleted" in caplog.text
+    assert "the damaged checkpoint of step 30 is now" in caplog.text
+    aside = written.directory.parent / "damaged-checkpoints" / "30-0"
+    assert any(path.is_file() for path in Path(aside).rglob("*"))
     checkpoint.save(written, 30, parts(31), {})
     written.wait_until_finished()
     assert float(run.restore(written, parts(0), 30)[0]["rest"]["step"]) == 31
@@ -84,3 +87,50 @@ def test_which_ones_are_kept(tmp_path):
             checkpoint.save(checkpoints, step, parts(step), {})
         checkpoints.wait_until_finished()
         assert sorted(checkpoints.all_steps()) == [20, 40, 50, 60]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), RuntimeError("RESOURCE_EXHAUSTED: out of memory"), MemoryError(),
+              ValueError("UNAVAILABLE: no route to host")],
+)  # fmt: skip
+def test_what_cannot_be_reached_is_tried_again_and_never_touched(written, monkeypatch, error):
+    pauses, tries, restore = [], [], written.restore
+    monkeypatch.setattr(run.time, "sleep", pauses.append)
+
+    def failing(step, **arguments):
+        tries.append(step)
+        if len(tries) <= hiccups:
+            raise error
+        return restore(step, **arguments)
+
+    monkeypatch.setattr(written, "restore", failing)
+    hiccups = 2
+    assert checkpoint.resume(written, parts(0))[1] == 30, "two hiccups are waited out"
+    assert pauses == [2.0, 4.0]
+    tries.clear()
+    hiccups = 100
+    with pytest.raises(UserError, match="checkpoint 30 in .* is out of reach .* nothing was changed"):
+        checkpoint.resume(written, parts(0))
+    assert set(tries) == {30}, "an older one is not taken instead"
+    assert sorted(written.all_steps()) == list(STEPS)
+
+
+def test_reading_writes_nothing(tmp_path, caplog):
+    run_of = tmp_path / "run"
+    network = Network(channels=(8, 8, 8, 8, 8), se_bottleneck=8, attention=8, embedding_size=8, hidden_size=8)
+    variables = initial_variables(network, 0)
+    with checkpoint.manager(run_of) as checkpoints:
+        checkpoint.save(checkpoints, 5, {"teacher": variables}, {})
+        checkpoints.wait_until_finished()
+    sizes = {"channels": network.channels, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
+    checkpoint.write_config(run_of, {"model": sizes})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    caplog.clear()
+    assert run.read_network(run_of)[2] == 5
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    (tmp_path / "empty").mkdir()
+    checkpoint.write_config(tmp_path / "empty", {"model": sizes})
+    with pytest.raises(UserError, match="there is none yet"):
+        run.read_network(tmp_path / "empty")
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["config.json"]
