@@ -78,7 +78,7 @@ FIELDS: dict[str, Field] = {
     "final_ema_momentum": Field(1.0, "of the teacher at the last step; a cosine in between", at_least=0.0, at_most=1.0),
     "num_prototypes": Field(1024, "K", at_least=2),
     "objective.targets": Field(
-        "balanced", "of the teacher: balanced over time, centred (DINO), softmax (paper), sinkhorn (released code)",
+        "balanced", "of the teacher; centred is DINO's way, softmax the paper's, sinkhorn the released code's",
         choices=("balanced", "centred", "softmax", "sinkhorn"),
     ),
     "objective.student_temperature": Field(0.1, "tau of the student's softmax", above=0.0),
@@ -309,14 +309,21 @@ def find(source: str) -> Path:
 
 
 def describe(config: Config) -> str:
-    """Lists all fields, one per line: name, value, meaning and choices."""
+    """Lists all fields, one per line: name, value, meaning, and choices or bounds."""
     width = max(map(len, FIELDS)) + len("--config.=")
     lines = []
     for name, field in FIELDS.items():
         flag = f"--config.{name}={_shown(get(config, name))}"
-        bounds = f" ({', '.join(field.choices)})" if field.choices else ""
-        lines.append(f"  {flag:<{width + 8}}  {field.meaning}{bounds}")
+        lines.append(f"  {flag:<{width + 8}}  {field.meaning}{_bounds(field)}")
     return "\n".join(lines)
+
+
+def _bounds(field: Field) -> str:
+    """The choices or bounds of a field in brackets."""
+    limits = {"at least": field.at_least, "at most": field.at_most, "above": field.above}
+    told = [", ".join(field.choices)] if field.choices else []
+    told += [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _out_of_bounds(field: Field, value: Any) -> str:
@@ -366,7 +373,7 @@ def _get_config(path: Path) -> Config:
 
 
 def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     if spec is None or spec.loader is None:
         raise UserError(f"--config={path}: a config is a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
@@ -376,9 +383,10 @@ def _module(path: Path) -> ModuleType:
 
 def _place(path: Path, error: Exception) -> str:
     """`file, line N` of an error in a config file: the last of its own lines that led there."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    file = str(path.resolve())
+    if isinstance(error, SyntaxError) and error.filename == file:
         return f"{path}, line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{path}, line {lines[-1]}" if lines else str(path)
 
 
@@ -390,6 +398,14 @@ def _one_line(error: Exception) -> str:
         near = difflib.get_close_matches(field[1], [name.rpartition(".")[2] for name in FIELDS], 1)
         return f"the config has no field {field[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     return f"{type(error).__name__}: {text[:300]}"
+
+
+def _wanted_type(text: str) -> str:
+    """absl's words about a value, `flag --config.FIELD=VALUE: ...`, with the type that the field wants."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    if found is None or found[1] not in FIELDS:
+        return text
+    return f"{found[1]}={found[2]} is no {type(FIELDS[found[1]].default).__name__}"
 
 
 def _has(config: Config, field: str) -> bool:
@@ -409,7 +425,7 @@ def _overridden(config: Config, overrides: Sequence[str]) -> Config:
     except (AttributeError, KeyError) as error:
         raise UserError(_one_line(error)) from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_wanted_type(" ".join(str(error).split()))) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: fields are set by --config.FIELD=VALUE")
     return values["config"].value

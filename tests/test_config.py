@@ -144,6 +144,22 @@ def test_a_mistake_in_it_shows_file_and_line(tmp_path, line, message):
     assert "\n" not in str(told.value)
 
 
+def test_a_path_relative_to_the_working_directory_keeps_its_line(tmp_path, monkeypatch):
+    own(tmp_path, "config.batchsize = 3")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^mine\.py, line 5: the config has no field"):
+        configs.load("mine.py")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("batch_size=2.5", "batch_size=2.5 is no int"), ("model.remat=maybe", "model.remat=maybe is no bool")],
+)
+def test_values_of_another_type(flag, message):
+    with pytest.raises(UserError, match=message):
+        configs.load("vox2", [f"--config.{flag}"])
+
+
 def test_other_files(tmp_path):
     with pytest.raises(UserError, match=r"--config=nowhere\.py: no such file.*shipped are demo"):
         configs.load("nowhere.py")

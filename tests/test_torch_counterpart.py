@@ -46,10 +46,10 @@ def test_three_steps_are_the_same(targets):
             np.testing.assert_allclose(float(loss), float(metrics["loss"]), rtol=1e-10)
         state = jax.device_get(state)
     expected = {name: value.detach().numpy() for name, value in theirs.student.state_dict().items()}
-    actual = torch_counterpart.released.to_released(state.student, STEPS)
+    actual = torch_counterpart.sdpn_names.to_released(state.student, STEPS)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-7, atol=1e-10, err_msg=name)
-    actual = torch_counterpart.released.to_released(state.teacher, STEPS)
+    actual = torch_counterpart.sdpn_names.to_released(state.teacher, STEPS)
     for name, value in theirs.teacher.state_dict().items():
         np.testing.assert_allclose(actual[name], value.detach().numpy(), rtol=1e-7, atol=1e-10, err_msg=name)
     np.testing.assert_allclose(state.prototypes, theirs.prototypes.detach().numpy(), rtol=1e-8)

@@ -16,6 +16,6 @@ def demo(
 ) -> int:
     """Make synthetic speakers, prepare, train, embed and score them, in a few minutes on a laptop.
 
-    Needs the extra `demo` (pip install "sdpn_jax[demo]") and nothing else: no data, no network, no accelerator.
+    Needs the extra `demo` of this package and nothing else: no data, no network, no accelerator.
     """
     return run("demo", workdir, overrides or ())

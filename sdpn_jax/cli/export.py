@@ -37,7 +37,7 @@ def export(
     from sdpn_jax.weights import export as exporting
     from sdpn_jax.weights import model_folder
 
-    if not Path(model).is_dir():
+    if not Path(model).is_dir() or model_folder.is_model(model):
         raise UserError(f"--model={model} is no training run; `sdpn convert` makes one of a PyTorch checkpoint")
     for name, value in exporting.export_model(model, output, encoder, step, results, license).items():
         print(f"{name}: {value}")

@@ -22,7 +22,8 @@ def identify(
 ) -> int:
     """Say which of a gallery's speakers each recording sounds like, or that it is nobody enrolled.
 
-    Exit code 0: all recordings are somebody's, 1: some are nobody's, 2: something was wrong.
+    Exit code 0: all recordings are somebody's, 1: some are nobody's, 2: something was wrong with the input,
+    3: a fault of ours.
     """
     keep_compiled_programs()
     from sdpn_jax import SpeakerEncoder

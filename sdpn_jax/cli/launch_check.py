@@ -21,7 +21,8 @@ def launch_check(
 ) -> int:
     """Compile a config's step for a TPU slice that is not there: does it fit, how fast, what is sent.
 
-    Needs libtpu (pip install "sdpn_jax[tpu]"). Times follow from the chip's peak rates and are lower bounds.
+    Needs libtpu, which the extra `tpu` of this package brings. Times follow from the chip's peak rates
+    and are lower bounds.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from sdpn_jax import config as configs

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         message = getattr(error, "format_message", None)  # what typer raises for arguments that do not fit
         if message is None:
             raise
-        print(f"error: {message()} (see --help)", file=sys.stderr)
+        if text := message():  # without arguments the help has been shown
+            print(f"error: {text} (see --help)", file=sys.stderr)
         return USER_ERROR
 
 
@@ -69,7 +70,7 @@ def run() -> None:
 def use_huge_pages() -> None:
     """Starts this process again with huge pages for large arrays, which glibc decides only at its start.
 
-    On CPUs a step spends a third of its time on page faults without them (1.23 s against 0.82 s for the encoder).
+    On CPUs a step spends much of its time on page faults without them: docs/performance.md has the figures.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}

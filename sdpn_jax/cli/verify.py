@@ -22,7 +22,7 @@ def verify(
 ) -> int:
     """Say whether two recordings are of one speaker: score, threshold and verdict.
 
-    Exit code 0: same speaker, 1: different speakers, 2: something was wrong.
+    Exit code 0: same speaker, 1: different speakers, 2: something was wrong with the input, 3: a fault of ours.
     """
     keep_compiled_programs()
     from sdpn_jax import SpeakerEncoder

@@ -101,7 +101,10 @@ def read_network(
     config = read_config(workdir)
     if config is None:
         raise UserError(f"no training run in {workdir} ({CONFIG} is missing): give the --workdir of `sdpn train`")
-    network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
+    try:
+        network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{Path(workdir) / CONFIG} is not the config of a training run ({error!r})") from error
     if which == "untrained":
         return network, initial_variables(network, seed), 0
     folder = Path(workdir).absolute() / CHECKPOINTS

@@ -35,6 +35,13 @@ def test_functions_return_exit_codes(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: none of the 1 recordings can be used, first")
 
 
+def test_without_arguments_the_help_is_shown_and_nothing_else():
+    done = sdpn()
+    assert done.returncode == 2
+    assert "Usage: sdpn" in done.stdout
+    assert "error" not in done.stderr
+
+
 def test_usage_errors_are_one_line():
     assert "--model" in refused("verify", "a.wav", "b.wav")
     assert "no_such_command" in refused("no_such_command")

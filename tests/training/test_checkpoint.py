@@ -134,3 +134,12 @@ def test_reading_writes_nothing(tmp_path, caplog):
     with pytest.raises(UserError, match="there is none yet"):
         run.read_network(tmp_path / "empty")
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"model": 3}, {"model": {"channels": 7}}, {"model": {"such": 1, "channels": [8]}}]
+)
+def test_a_config_of_something_else(tmp_path, config):
+    checkpoint.write_config(tmp_path, config)
+    with pytest.raises(UserError, match="is not the config of a training run"):
+        run.read_network(tmp_path)
