@@ -14,17 +14,22 @@ on_all_hosts() {
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# A clone that is there is brought up to date; python3 of many TPU images is older than this project needs.
+# A clone that is there is brought up to date. Candidates for Python are run, not looked for: python3 of many TPU images
+# is older than this project needs, an environment may have been made with it, and under pyenv not every name runs.
 on_all_hosts "set -e
     if [ -d sdpn_jax ]; then git -C sdpn_jax pull --quiet --ff-only
     else git clone --quiet $(printf %q "$REPOSITORY") sdpn_jax; fi
     cd sdpn_jax
-    for python in python3.13 python3.12 python3.11 none; do command -v \$python > /dev/null && break; done
-    if [ \$python = none ]; then
-        echo 'error: Python 3.11 or newer is needed: install it on the hosts (apt install python3.11-venv)' >&2
-        exit 2
+    new_enough() { \$1 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; }
+    if ! new_enough .venv/bin/python; then
+        for python in python3.13 python3.12 python3.11 none; do new_enough \$python && break; done
+        if [ \$python = none ]; then
+            echo 'error: Python 3.11 or newer is needed: install it on the hosts (apt install python3.11-venv)' >&2
+            exit 2
+        fi
+        \$python -m venv --clear .venv
     fi
-    \$python -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"
+    .venv/bin/pip install --quiet -e '.[tpu]'"
 
 # JAX_COMPILATION_CACHE_DIR: a restarted host does not compile again.
 # --distributed: the hosts find each other through the metadata server.
