@@ -83,7 +83,7 @@ class Ours:
 
     def __init__(self, config: ConfigDict):
         mesh = sharding.make_mesh(config.mesh.fsdp)
-        shapes = view_shapes(config.batch_size, config.views, MEL_BINS)
+        shapes = view_shapes(config.batch_size, config.views)
         network = network_of(config.model)
         self.program = program = program_of(config, network, mesh, 1000, lambda step, batch, bank: batch, shapes)
         self.state = program.init()

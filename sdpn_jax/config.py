@@ -251,10 +251,10 @@ def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
     theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
     weights fix their sizes alone: once training goes on from them, their config is that of any run.
     """
-    ours = _flat(as_json(config))
-    known = _flat(theirs)
+    ours, known = _flat(as_json(config)), _flat(theirs)
+    unknown = ours if "converted_from" in theirs else _flat(as_json(default()))
     for name, field in FIELDS.items():
-        value = known.get(name, ours[name] if "converted_from" in theirs else _plain(field.default))
+        value = known.get(name, unknown[name])
         if not field.free and value != ours[name]:
             raise UserError(
                 f"{workdir} holds a run with {name}={value}, this config has {ours[name]}: "
@@ -265,10 +265,6 @@ def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
 def as_json(config: Config) -> dict[str, Any]:
     """Turns the config into what is kept in the workdir: plain dictionaries, lists, numbers and strings."""
     return json.loads(config.to_json())
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -341,13 +337,9 @@ def _out_of_bounds(field: Field, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return (
-        repr(tuple(value))
-        if isinstance(value, (tuple, list))
-        else repr(value)
-        if isinstance(value, str)
-        else f"{value}"
-    )
+    if isinstance(value, (tuple, list)):
+        return repr(tuple(value))
+    return repr(value) if isinstance(value, str) else f"{value}"
 
 
 def _shipped_folders() -> list[Path]:

@@ -23,10 +23,10 @@ def inspect(
     """Check that every record of prepared shards decodes, and draw lengths, features and views."""
     from sdpn_jax import config as configs
     from sdpn_jax.data import survey
-    from sdpn_jax.data.shards import open_shards, read_metadata
+    from sdpn_jax.data.shards import open_shards
 
     folder, pictures = Path(input), Path(output or Path(input) / "inspection")
-    found, metadata = survey.survey(folder, records), read_metadata(folder)
+    found = survey.survey(folder, records)
     if not found.seconds:
         raise UserError(f"no record of {folder} can be read: {'; '.join(found.problems[:3])}")
     pictures.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def inspect(
         chosen = configs.load(config, overrides or ())
         wrote.append(f"views-{step}.png")
         survey.plot_views(survey.views_of_batch(open_shards(folder), chosen, step), pictures / wrote[-1])
-    print(f"{survey.report(found, metadata)}\nwritten: {', '.join(wrote)} in {pictures}")
+    print(f"{survey.report(found)}\nwritten: {', '.join(wrote)} in {pictures}")
     if found.problems:
         listed = "\n  ".join(found.problems[:20])
         raise UserError(f"{len(found.problems)} problems:\n  {listed}\nrun sdpn prepare again")

@@ -21,7 +21,7 @@ from sdpn_jax.cli.prepare import prepare
 from sdpn_jax.cli.score import score
 from sdpn_jax.cli.train import train
 from sdpn_jax.cli.verify import verify
-from sdpn_jax.errors import USER_ERROR
+from sdpn_jax.errors import INTERRUPTED, USER_ERROR
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         message = getattr(error, "format_message", None)  # what typer raises for arguments that do not fit
         if message is None:

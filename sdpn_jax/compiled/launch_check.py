@@ -15,11 +15,9 @@ from sdpn_jax.compiled.program_text import collectives, main_memory_bytes, sent_
 from sdpn_jax.config import Config
 from sdpn_jax.data import pipeline
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import MEL_BINS, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.training import sharding
 from sdpn_jax.training.program import Program, program_of, view_shapes
-
-VOX2_UTTERANCES = 1_092_009
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def compile_step(config: Config, devices: list, num_utterances: int):
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     network = network_of(config.model)
-    views = view_shapes(config.batch_size, config.views, MEL_BINS)
+    views = view_shapes(config.batch_size, config.views)
     program = program_of(config, network, mesh, per_epoch, lambda step, batch, bank: batch, views)
 
     def on(places, tree):

@@ -146,10 +146,14 @@ def find_utterances(source: str | Path) -> list[tuple[str, Path]]:
         kinds = " ".join(sorted(EXTENSIONS))
         raise UserError(f"no recordings in {source}: looked for files ending in {kinds}" if source.is_dir()
                         else f"{source} is empty: expected one recording on each line")  # fmt: skip
-    twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
-    if twice:
+    if twice := ids_twice(found):
         raise UserError(f"{source}: {len(twice)} utterance ids occur twice, first {twice[0]!r}: make them unique")
     return sorted(found)
+
+
+def ids_twice(found: list[tuple[str, Path]]) -> list[str]:
+    """Lists the utterance ids that occur more than once."""
+    return [name for name, count in Counter(name for name, _ in found).items() if count > 1]
 
 
 def _below_wav_or_aac(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

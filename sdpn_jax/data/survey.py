@@ -23,8 +23,12 @@ COLOUR_RANGE = (float(np.log(features.DEFAULT.floor)), 5.0)  # of a log-mel, the
 
 @dataclass
 class Survey:
-    """What was found: seconds of every decoded utterance, problems in words, and a few utterances to look at."""
+    """What was found: seconds of every decoded utterance, problems in words, and a few utterances to look at.
 
+    metadata: the content of the folder's metadata.json.
+    """
+
+    metadata: dict
     seconds: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     examples: list[records.Utterance | records.Recording] = field(default_factory=list)
@@ -35,8 +39,8 @@ def survey(directory: str | Path, at_most: int = 0, examples: int = 4, seed: int
 
     Raises UserError when the folder holds no shards of this program.
     """
-    found, rng = Survey(), np.random.default_rng(seed)
-    directory, entries = Path(directory), read_metadata(directory)["shards"]
+    found, rng = Survey(read_metadata(directory)), np.random.default_rng(seed)
+    directory, entries = Path(directory), found.metadata["shards"]
     share = min(1.0, at_most / sum(entry["utterances"] for entry in entries)) if at_most else 1.0
     seen = set()
     with tqdm(total=len(entries), unit="shard", desc="reading", mininterval=1) as progress:
@@ -146,8 +150,9 @@ def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.nd
     return jax.device_get(jax.jit(make_views)(step, batch, bank))
 
 
-def report(found: Survey, metadata: dict) -> str:
+def report(found: Survey) -> str:
     """Summarises counts, lengths and sizes as text."""
+    metadata = found.metadata
     quartiles = ", ".join(f"{value:.1f}" for value in np.quantile(found.seconds, [0, 0.25, 0.5, 0.75, 1]))
     size = sum(entry["bytes"] for entry in metadata["shards"])
     return (

@@ -7,7 +7,7 @@ computed again, and several machines may share the parts among them. All devices
 import hashlib
 import json
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,8 +79,7 @@ def plan(sources: Sequence[str | Path]) -> list[Part]:
             utterances += audio.find_utterances(source)
         else:
             utterances.append((str(source), source))
-    twice = [name for name, count in Counter(name for name, _ in utterances).items() if count > 1]
-    if twice:
+    if twice := audio.ids_twice(utterances):
         raise UserError(f"{len(twice)} ids occur twice, first {twice[0]!r}: give one folder that holds them all")
     size = UTTERANCES_PER_PART
     chunks = [tuple(utterances[start : start + size]) for start in range(0, len(utterances), size)]

@@ -15,7 +15,7 @@ from sdpn_jax import config as configs
 from sdpn_jax.config import Config
 from sdpn_jax.data import device, pipeline
 from sdpn_jax.data.shards import Shards, open_shards
-from sdpn_jax.models.network import MEL_BINS, Network, network_of
+from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.training import checkpoint, curves, hosts, sharding
 from sdpn_jax.training.evaluation import Evaluator
 from sdpn_jax.training.health import CollapseWatch, stop_if_not_finite
@@ -36,7 +36,6 @@ class Log:
     program: Program
     checkpoints: Any
     batch_size: int
-    log_every: int
     writer: MetricsWriter | None
     watch: CollapseWatch
     timer: Timer = field(default_factory=Timer)
@@ -79,7 +78,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
 
     bank, make_views = device.views_of_step(shards, config.seed, views)
     per_epoch = pipeline.steps_per_epoch(shards.utterances - config.held_out, config.batch_size)
-    program = program_of(config, network, mesh, per_epoch, make_views, view_shapes(config.batch_size, views, MEL_BINS))
+    program = program_of(config, network, mesh, per_epoch, make_views, view_shapes(config.batch_size, views))
     state = program.init()
     tell_sizes(state, program, shards, per_epoch, mesh)
     checkpoints = checkpoint.manager(workdir, config.keep_checkpoints, config.keep_every)
@@ -90,7 +89,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
 
     writer = MetricsWriter(workdir, first_step) if is_first_process else None
-    log = Log(program, checkpoints, config.batch_size, config.log_every, writer, CollapseWatch(program.warmup_steps))
+    log = Log(program, checkpoints, config.batch_size, writer, CollapseWatch(program.warmup_steps))
 
     def evaluate(done: int, state: TrainState) -> None:
         teacher = sharding.gather(state.teacher, mesh)  # by all processes

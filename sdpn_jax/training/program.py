@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sdpn_jax.config import Config, run_length
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import MEL_BINS, Network
 from sdpn_jax.training import optim, sharding
 from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
 
@@ -88,11 +88,11 @@ def program_of(
     )
 
 
-def view_shapes(batch_size: int, views: Any, mel_bins: int) -> dict[str, jax.ShapeDtypeStruct]:
+def view_shapes(batch_size: int, views: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Describes the float16 views [B, views, T, F] of a batch; views: pipeline.Views or its config."""
     shapes = {
-        "global": (batch_size, views.global_count, views.global_frames, mel_bins),
-        "local": (batch_size, views.local_count, views.local_frames, mel_bins),
+        "global": (batch_size, views.global_count, views.global_frames, MEL_BINS),
+        "local": (batch_size, views.local_count, views.local_frames, MEL_BINS),
     }
     return {name: jax.ShapeDtypeStruct(shape, jnp.float16) for name, shape in shapes.items()}
 
