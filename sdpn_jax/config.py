@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import json
 import operator
+import os
 import re
 import traceback
 from collections import Counter
@@ -26,6 +27,11 @@ from sdpn_jax.errors import UserError
 Config: TypeAlias = Any
 
 
+# What a change of a field means to a run that has begun: another run, another schedule from the step reached on, or
+# nothing, as no step computes anything else.
+IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
+
+
 @dataclass(frozen=True)
 class Field:
     """Describes a field: its default, which fixes its type, its meaning, and the values that make sense."""
@@ -36,34 +42,42 @@ class Field:
     at_most: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
-    free: bool = False  # whether a resumed run may change it, as it changes no step
+    change: str = IDENTITY  # what a run with checkpoints makes of a change: one of the three words above
 
 
 FIELDS: dict[str, Field] = {
-    "workdir": Field("runs/vox2", "folder of checkpoints, logs and plots; --workdir overrides it", free=True),
-    "data_dir": Field("data/vox2", "folder of shards made by `sdpn prepare`"),
+    "workdir": Field("runs/vox2", "folder of checkpoints, logs and plots; --workdir overrides it", change=FREE),
+    "data_dir": Field("data/vox2", "folder of shards made by `sdpn prepare`; a run knows them by content", change=FREE),
     "store": Field(
         "log_mel", "what the shards hold: features, or waveforms augmented on the accelerator",
         choices=("log_mel", "waveform"),
     ),
     "seed": Field(0, "of initialisation, shuffling and crops", at_least=0),
+    "init_from": Field(
+        "", "weights that a new run begins with: a workdir, model folder or file of weights; empty: drawn at random",
+        change=FREE,
+    ),
+    "init_networks": Field(
+        "teacher", "which of a workdir's networks: its teacher for both of ours, or both, each for its own",
+        choices=("teacher", "both"), change=FREE,
+    ),
     "workers": Field(
         -1, "processes that read ahead; -1: chosen from the number of cores; 0: threads of this process",
-        at_least=-1, free=True,
+        at_least=-1, change=FREE,
     ),
     "batch_size": Field(384, "utterances over all devices", at_least=2),
     "microbatches": Field(
         1, "parts of the batch that pass in turn, to save memory; batch norm sees each alone", at_least=1
     ),
     "mesh.fsdp": Field(
-        1, "neighbouring devices that share parameters, teacher and momentum, to save memory", at_least=1, free=True
+        1, "neighbouring devices that share parameters, teacher and momentum, to save memory", at_least=1, change=FREE
     ),
-    "num_epochs": Field(150, "passes over the data", at_least=0),
-    "num_steps": Field(0, "optimizer steps; unless 0 they replace num_epochs", at_least=0),
-    "warmup_epochs": Field(10, "passes during which the learning rate rises", at_least=0),
-    "warmup_steps": Field(0, "steps of the warm-up; unless 0 they replace warmup_epochs", at_least=0),
-    "learning_rate": Field(0.4, "peak at a batch of 256; it is scaled with batch_size", at_least=0.0),
-    "final_learning_rate": Field(1e-5, "at the last step, not scaled", at_least=0.0),
+    "num_epochs": Field(150, "passes over the data", at_least=0, change=SCHEDULE),
+    "num_steps": Field(0, "optimizer steps; unless 0 they replace num_epochs", at_least=0, change=SCHEDULE),
+    "warmup_epochs": Field(10, "passes during which the learning rate rises", at_least=0, change=SCHEDULE),
+    "warmup_steps": Field(0, "steps of the warm-up; unless 0 they replace warmup_epochs", at_least=0, change=SCHEDULE),
+    "learning_rate": Field(0.4, "peak at a batch of 256; it is scaled with batch_size", at_least=0.0, change=SCHEDULE),
+    "final_learning_rate": Field(1e-5, "at the last step, not scaled", at_least=0.0, change=SCHEDULE),
     "momentum": Field(0.9, "of SGD", at_least=0.0, at_most=1.0),
     "weight_decay": Field(5e-5, "on tensors of two or more dimensions, not on prototypes", at_least=0.0),
     "clip_norm": Field(3.0, "largest norm of a gradient; prototypes are not clipped", above=0.0),
@@ -72,10 +86,16 @@ FIELDS: dict[str, Field] = {
         choices=("tensor", "global", "off"),
     ),
     "prototype_multiplier": Field(
-        1.0, "of the prototypes' learning rate; 0: they stay as they were drawn", at_least=0.0
+        1.0, "of the prototypes' learning rate; 0: they stay as they were drawn", at_least=0.0, change=SCHEDULE
     ),
-    "ema_momentum": Field(0.996, "of the teacher at step 0", at_least=0.0, at_most=1.0),
-    "final_ema_momentum": Field(1.0, "of the teacher at the last step; a cosine in between", at_least=0.0, at_most=1.0),
+    "encoder_multiplier": Field(1.0, "of the encoder's learning rate", at_least=0.0, change=SCHEDULE),
+    "freeze": Field(
+        (), "parameters that stay as they are, by patterns of names such as encoder/block1/*", change=SCHEDULE
+    ),
+    "ema_momentum": Field(0.996, "of the teacher at step 0", at_least=0.0, at_most=1.0, change=SCHEDULE),
+    "final_ema_momentum": Field(
+        1.0, "of the teacher at the last step; a cosine in between", at_least=0.0, at_most=1.0, change=SCHEDULE
+    ),
     "num_prototypes": Field(1024, "K", at_least=2),
     "objective.targets": Field(
         "balanced", "of the teacher; centred is DINO's way, softmax the paper's, sinkhorn the released code's",
@@ -128,19 +148,19 @@ FIELDS: dict[str, Field] = {
     "held_out": Field(
         0, "utterances kept from training, on whose crops the teacher is watched without labels", at_least=0
     ),
-    "log_every": Field(100, "steps between rows of metrics", at_least=1, free=True),
-    "checkpoint_every": Field(1000, "steps between checkpoints, a multiple of log_every", at_least=1, free=True),
-    "checkpoint_minutes": Field(30.0, "most minutes between checkpoints; 0: no bound", at_least=0.0, free=True),
-    "keep_checkpoints": Field(3, "how many of the newest checkpoints are kept", at_least=1, free=True),
-    "keep_every": Field(0, "unless 0, checkpoints of its multiples are never deleted (steps)", at_least=0, free=True),
-    "profile": Field(False, "record steps 10 to 20 of this start for TensorBoard's profile plug-in", free=True),
-    "eval.input": Field("", "folder of audio, list or shards that the trial lists speak of", free=True),
-    "eval.trials": Field((), "trial lists; none: no evaluation on trials while training", free=True),
-    "eval.every_steps": Field(10000, "steps between evaluations on trials and held-out crops", at_least=1, free=True),
-    "demo.train_speakers": Field(0, "synthetic speakers that a demo trains on; 0: no demo", at_least=0, free=True),
-    "demo.train_utterances": Field(3, "of each of them", at_least=1, free=True),
-    "demo.test_speakers": Field(20, "other synthetic speakers, to test with", at_least=2, free=True),
-    "demo.test_utterances": Field(6, "of each of them", at_least=2, free=True),
+    "log_every": Field(100, "steps between rows of metrics", at_least=1, change=FREE),
+    "checkpoint_every": Field(1000, "steps between checkpoints, a multiple of log_every", at_least=1, change=FREE),
+    "checkpoint_minutes": Field(30.0, "most minutes between checkpoints; 0: no bound", at_least=0.0, change=FREE),
+    "keep_checkpoints": Field(3, "how many of the newest checkpoints are kept", at_least=1, change=FREE),
+    "keep_every": Field(0, "unless 0, checkpoints of its multiples are never deleted (steps)", at_least=0, change=FREE),
+    "profile": Field(False, "record steps 10 to 20 of this start for TensorBoard's profile plug-in", change=FREE),
+    "eval.input": Field("", "folder of audio, list or shards that the trial lists speak of", change=FREE),
+    "eval.trials": Field((), "trial lists; none: no evaluation on trials while training", change=FREE),
+    "eval.every_steps": Field(10000, "steps between evaluations on trials and held-out crops", at_least=1, change=FREE),
+    "demo.train_speakers": Field(0, "synthetic speakers that a demo trains on; 0: no demo", at_least=0, change=FREE),
+    "demo.train_utterances": Field(3, "of each of them", at_least=1, change=FREE),
+    "demo.test_speakers": Field(20, "other synthetic speakers, to test with", at_least=2, change=FREE),
+    "demo.test_utterances": Field(6, "of each of them", at_least=2, change=FREE),
 }  # fmt: skip
 
 # What must hold between fields: (fields, whether it does, what to say).
@@ -245,21 +265,31 @@ def check_data(config: Config, utterances: int, store: str) -> None:
         )
 
 
-def check_same_run(config: Config, theirs: dict, workdir: str | Path) -> None:
-    """Checks that a resumed run computes what it began with; raises UserError naming the field that differs.
+def check_same_run(config: Config, theirs: dict, workdir: str | os.PathLike, extend: bool = False) -> None:
+    """Checks that a run with checkpoints goes on as it began; raises UserError naming the fields that differ.
 
     theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
-    weights fix their sizes alone: once training goes on from them, their config is that of any run.
+    weights fix their sizes alone: once training goes on from them, their config is that of any run. extend: whether
+    the schedule may differ.
     """
     ours, known = _flat(as_json(config)), _flat(theirs)
     unknown = ours if "converted_from" in theirs else _flat(as_json(default()))
-    for name, field in FIELDS.items():
-        value = known.get(name, unknown[name])
-        if not field.free and value != ours[name]:
-            raise UserError(
-                f"{workdir} holds a run with {name}={value}, this config has {ours[name]}: "
-                "choose another --workdir, or delete that one to start anew"
-            )
+    before = {name: known.get(name, unknown[name]) for name in FIELDS}
+    for kind, remedy in (
+        (IDENTITY, "choose another --workdir, or delete that one to start anew"),
+        (SCHEDULE, "give --extend to go on from the newest checkpoint with the new schedule, or another --workdir"),
+    ):
+        differ = [name for name, field in FIELDS.items() if field.change == kind and before[name] != ours[name]]
+        if differ and not (extend and kind == SCHEDULE):
+            run = ", ".join(f"{name}={_shown(before[name])}" for name in differ)
+            this = ", ".join(f"{_shown(ours[name])}" for name in differ)
+            raise UserError(f"{workdir} holds a run with {run}, this config has {this}: {remedy}")
+
+
+def schedule_of(config: dict) -> dict[str, Any]:
+    """Returns the fields of a config, as `as_json` keeps it, that `--extend` may change: {name: value}."""
+    flat = _flat(config)
+    return {name: flat[name] for name, field in FIELDS.items() if field.change == SCHEDULE and name in flat}
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -283,7 +313,7 @@ def run_length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
     )
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Loads the config of a Python file, or a shipped one by name ("vox2"), and applies `--config.FIELD=VALUE` flags.
 
     Raises UserError for what is wrong in it, with file and line, and for overrides that name no field or do not fit

@@ -1,6 +1,7 @@
 """The whole road on synthetic speech: corpus, shards, training, embeddings, EER; then the commands for own data."""
 
 import json
+import os
 from pathlib import Path
 
 from absl import logging
@@ -14,7 +15,7 @@ from sdpn_jax.training import loop
 SYSTEMS = ("statistics", "untrained", "teacher")
 
 
-def run(config: Config, workdir: str | Path) -> dict:
+def run(config: Config, workdir: str | os.PathLike) -> dict:
     """Runs every stage under `workdir`, reusing what is there; prints a closing table and returns the results.
 
     <workdir>/results.json holds `eer_<system>_percent` for mean and standard deviation of log-mel ("statistics"), the

@@ -1,10 +1,14 @@
 """How commands end: exit codes, one line for what the user can mend, a traceback for what we must."""
 
+import contextlib
+import errno
 import functools
 import logging as pylogging
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags, logging
@@ -12,7 +16,13 @@ from absl import flags, logging
 PACKAGE = str(Path(__file__).parent)
 REPORT = "this is a fault of sdpn_jax: please report these lines and the command in the repository you have it from"
 OK, VERDICT, USER_ERROR, CRASH = 0, 1, 2, 3  # exit codes; VERDICT: `verify` and `identify` said no
-INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # as shells report a program ended by Ctrl-C and by SIGTERM
+SHARED_MEMORY = "/dev/shm"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_SYSTEM = {  # errors of files that no program can help
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EEXIST, errno.ENODEV,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -30,19 +40,86 @@ def returns_exit_code(command: Callable) -> Callable[..., int]:
     def guarded(*args, **kwargs) -> int:
         start_log()
         try:
-            return command(*args, **kwargs) or OK
+            with ends_on_sigterm():
+                return command(*args, **kwargs) or OK
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
-        except Exception:
+        except Terminated:
+            print("stopped by SIGTERM", file=sys.stderr)
+            return TERMINATED
+        except Exception as error:
+            if line := fault_of_machine(error):
+                print(f"error: {line}", file=sys.stderr)
+                return USER_ERROR
             traceback.print_exc()
             print(f"error: {REPORT}", file=sys.stderr)
             return CRASH
 
     return guarded
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is open is closed on the way out, as after Ctrl-C."""
+
+
+@contextlib.contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into Terminated inside the block, so that no worker and no half-written file stays behind."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def fault_of_machine(error: BaseException) -> str | None:
+    """Says in one line what to do about an error of the machine: memory, disk, a lost process; None for all others."""
+    causes, cause = [], error
+    while cause and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in causes:
+        if line := _line_of(each):
+            return line
+    return None
+
+
+def _line_of(error: BaseException) -> str | None:
+    text = " ".join(str(error).split())
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "emory" in text):
+        return (
+            f"out of memory ({text[:160] or 'of this machine'}): raise --config.microbatches, set "
+            "--config.model.remat=True, lower --config.batch_size or let several devices share by --config.mesh.fsdp; "
+            "a run resumes by the same command"
+        )
+    if (isinstance(error, OSError) and error.errno in NO_SPACE) or "No space left on device" in text:
+        if SHARED_MEMORY in text or where.startswith(("/psm_", SHARED_MEMORY)):
+            return (
+                f"no space left in {SHARED_MEMORY}, through which reader processes pass batches: give it more (docker "
+                "run --shm-size=8g), or lower --config.workers (0: threads, which need none)"
+            )
+        return f"{where}no space left ({text[:160]}): make room and run the same command again; complete files are kept"
+    if "Worker process was terminated unexpectedly" in text:
+        return (
+            f"a reader process died ({text[:80]}): out of memory, or of {SHARED_MEMORY} (-7)? Lower --config.workers "
+            "(0: threads of this process), or give the container more; the same command resumes"
+        )
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        return f"{where}{error.strerror}"
+    return None
 
 
 def start_log() -> None:

@@ -1,13 +1,16 @@
 """How every picture of this project looks: sizes, colours, and drawing without pyplot or a screen."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from sdpn_jax import storage
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -35,7 +38,7 @@ STYLE = {
 
 
 @contextmanager
-def drawing(path: str | Path, width: float, height: float, **style) -> Iterator[Figure]:
+def drawing(path: str | os.PathLike, width: float, height: float, **style) -> Iterator[Figure]:
     """Opens a figure of width x height inches to draw on and writes it to `path` at the end.
 
     The path's extension chooses the format (png, pdf, svg); `style` changes single settings of STYLE, with "_" for "."
@@ -47,4 +50,5 @@ def drawing(path: str | Path, width: float, height: float, **style) -> Iterator[
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path)
+        with storage.written(path) as file:
+            figure.savefig(file, format=PurePath(path).suffix[1:] or "png")

@@ -39,5 +39,5 @@ def figures(monkeypatch):
     """The figures saved during the test."""
     saved = []
     savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (saved.append(figure), savefig(figure, path)))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), savefig(figure, *a, **k)))
     return saved

@@ -174,10 +174,24 @@ def test_other_files(tmp_path):
 def test_what_a_resumed_run_may_change(tmp_path):
     began = configs.as_json(configs.load("vox2"))
     free = ["--config.log_every=10", "--config.checkpoint_every=10", "--config.mesh.fsdp=2", "--config.eval.input=x"]
+    free += ["--config.data_dir=moved", "--config.workers=0", "--config.init_from=x"]
     configs.check_same_run(configs.load("vox2", free), began, tmp_path)
     for flag in ("batch_size=64", "model.dtype=float32", "objective.koleo_weight=0"):
         with pytest.raises(UserError, match=f"holds a run with {flag.partition('=')[0]}="):
             configs.check_same_run(configs.load("vox2", [f"--config.{flag}"]), began, tmp_path)
+
+
+def test_the_schedule_may_change_where_that_is_wanted(tmp_path):
+    began = configs.as_json(configs.load("vox2"))
+    config = configs.load("vox2", ["--config.num_epochs=200", "--config.learning_rate=0.1"])
+    with pytest.raises(
+        UserError, match="holds a run with num_epochs=150, learning_rate=0.4, .* has 200, 0.1: .*--extend"
+    ):
+        configs.check_same_run(config, began, tmp_path)
+    configs.check_same_run(config, began, tmp_path, extend=True)
+    config.batch_size = 64
+    with pytest.raises(UserError, match="batch_size=384, this config has 64: choose another --workdir"):
+        configs.check_same_run(config, began, tmp_path, extend=True)
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):

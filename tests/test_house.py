@@ -17,7 +17,15 @@ MAY_USE = {  # beside the modules at the root, which all may use
     "cli": {"models", "data", "eval", "weights", "speaker", "training", "compiled"},
 }
 AT_THE_ROOT = {"__init__": {"speaker"}, "main": {"cli"}, "demo": {"data", "eval", "speaker", "training"}}
-SEE_A_CONFIG = {"config", "demo", "data/survey", "training/loop", "training/program", "compiled/launch_check"}
+SEE_A_CONFIG = {
+    "config",
+    "demo",
+    "data/survey",
+    "training/history",
+    "training/loop",
+    "training/program",
+    "compiled/launch_check",
+}
 
 
 def imported_by(path: Path) -> set[str]:

@@ -45,9 +45,10 @@ def prepare(
         recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store)
         print(estimate.estimate(audio.find_utterances(input), recipe, workers))
         return 0
-    default_index, default_count = (0, 1) if finish else preparation.task_from_environment(os.environ)
-    index = default_index if task_index is None else task_index
-    count = default_count if task_count is None else task_count
+    index, count = task_index, task_count
+    if index is None:
+        index, count = (0, count or 1) if finish else preparation.task_from_environment(os.environ, count)
+    count = 1 if count is None else count
     metadata = preparation.prepare(
         input, output, noise, rirs, augmentations, seed, workers, store, index, count, only_finish=finish
     )

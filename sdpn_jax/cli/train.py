@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from sdpn_jax.cli.options import Config, Overrides
-from sdpn_jax.errors import returns_exit_code
+from sdpn_jax.errors import Terminated, returns_exit_code
 
 
 def show_help(context: typer.Context, wanted: bool) -> None:
@@ -42,6 +42,12 @@ def train(
     process_index: Annotated[
         int | None, Option("--process_index", help="With --coordinator: this one's number, from 0.")
     ] = None,
+    extend: Annotated[
+        bool, Option("--extend", help="Go on from the newest checkpoint with the schedule of this config.")
+    ] = False,
+    skip_damaged: Annotated[
+        bool, Option("--skip_damaged", help="Put the next whole record in the place of a damaged one.")
+    ] = False,
     help: Annotated[
         bool, Option("--help", is_eager=True, callback=show_help, help="Show this and all fields.")
     ] = False,
@@ -49,7 +55,7 @@ def train(
 ) -> int:
     """Train SDPN as a config says, from prepared shards; the same command resumes a run.
 
-    Exit code 143: stopped by SIGTERM after a checkpoint.
+    Exit codes 143 and 130: stopped by SIGTERM or Ctrl-C after a checkpoint. A second Ctrl-C ends at once.
     """
     from absl import logging
 
@@ -58,17 +64,19 @@ def train(
     if coordinator or distributed or hosts.several_expected(os.environ):
         hosts.join(coordinator, process_count, process_index)
     try:
-        return run(config, workdir, overrides or ())
+        return run(config, workdir, overrides or (), extend, skip_damaged)
     except hosts.Stopped as stopped:
         logging.warning("%s", stopped)
-        return hosts.STOPPED
-    except Exception as error:
+        return stopped.exit_code
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         if hosts.alone():
             raise
         hosts.abandon(error)
 
 
-def run(source: str, workdir: str | None, overrides: Sequence[str]) -> int:
+def run(
+    source: str, workdir: str | None, overrides: Sequence[str], extend: bool = False, skip_damaged: bool = False
+) -> int:
     """Trains, or does all stages of the demo where the config asks for one."""
     from sdpn_jax import config as configs
 
@@ -79,5 +87,5 @@ def run(source: str, workdir: str | None, overrides: Sequence[str]) -> int:
     if config.demo.train_speakers:
         demo.run(config, workdir or config.workdir)
     else:
-        loop.train_and_evaluate(config, workdir or config.workdir)
+        loop.train_and_evaluate(config, workdir or config.workdir, extend, skip_damaged)
     return 0

@@ -1,10 +1,10 @@
 """Noise and reverberation for the local views, on waveforms, in the proportions of the SDPN recipe."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ import scipy.signal
 from absl import logging
 from jaxtyping import Float, Float32
 
+from sdpn_jax import storage
 from sdpn_jax.data import audio
 from sdpn_jax.errors import UserError
 
@@ -36,17 +37,24 @@ class Sources:
     noises: {"noise" | "speech" | "music": files}, rirs: files.
     """
 
-    noises: dict[str, list[Path]] = field(default_factory=dict)
-    rirs: list[Path] = field(default_factory=list)
+    noises: dict[str, list[storage.Place]] = field(default_factory=dict)
+    rirs: list[storage.Place] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """Changes with the files' names and sizes."""
-        stamps = [(kind, str(path), path.stat().st_size) for kind in self.noises for path in self.noises[kind]]
-        stamps += [("rir", str(path), path.stat().st_size) for path in self.rirs]
+        stamps = [(kind, str(path), _size(path)) for kind in self.noises for path in self.noises[kind]]
+        stamps += [("rir", str(path), _size(path)) for path in self.rirs]
         return hashlib.sha256(repr(stamps).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def find_sources(noise: str | Path | None, rirs: str | Path | None) -> Sources:
+def _size(path: storage.Place) -> int:
+    stamp = storage.stamp(path)
+    if stamp is None:
+        raise UserError(f"{path} is gone")
+    return stamp[0]
+
+
+def find_sources(noise: str | os.PathLike | None, rirs: str | os.PathLike | None) -> Sources:
     """Finds the usable files of a noise folder and of a folder of room impulse responses (None: no folder).
 
     A noise folder with subfolders noise, speech or music (as MUSAN) gives these types, any other is all "noise".
@@ -55,18 +63,19 @@ def find_sources(noise: str | Path | None, rirs: str | Path | None) -> Sources:
     """
     noises = {}
     if noise:
-        types = [name for name in SNR_DB if (Path(noise) / name).is_dir()]
-        noises = {name: _usable(Path(noise) / name) for name in types} or {"noise": _usable(noise)}
+        types = [name for name in SNR_DB if storage.is_folder(storage.place(noise) / name)]
+        noises = {name: _usable(storage.place(noise) / name) for name in types} or {"noise": _usable(noise)}
     if not rirs:
         return Sources(noises)
-    responses = [path for path in _usable(rirs) if "noise" not in path.relative_to(rirs).as_posix().lower()
-                 .replace("real_rirs_isotropic_noises", "")]  # fmt: skip
+    folder = storage.place(rirs)
+    names = {path: path.relative_to(folder).as_posix().lower() for path in _usable(rirs)}
+    responses = [path for path, name in names.items() if "noise" not in name.replace("real_rirs_isotropic_noises", "")]
     if not responses:
         raise UserError(f"{rirs} holds noise alone, no room impulse responses")
     return Sources(noises, responses)
 
 
-def _usable(folder: str | Path) -> list[Path]:
+def _usable(folder: str | os.PathLike) -> list[storage.Place]:
     """The recordings below a folder whose header can be read; those of tens of thousands take seconds."""
     found = [path for _, path in audio.find_utterances(folder)]
     paths = [path for path in found if audio.seconds_of(path)]
@@ -79,16 +88,16 @@ def _usable(folder: str | Path) -> list[Path]:
 
 
 @lru_cache(maxsize=64)
-def _read_rir(path: Path) -> Response:
+def _read_rir(path: storage.Place) -> Response:
     return audio.read_audio(path, channel=0)  # the mean of a microphone array's channels would be a comb filter
 
 
 @lru_cache(maxsize=8)
-def _read_noise(path: Path) -> Float32[np.ndarray, " N"]:
+def _read_noise(path: storage.Place) -> Float32[np.ndarray, " N"]:
     return audio.read_audio(path)
 
 
-def _draw(files: list[Path], read: Callable[[Path], Waveform], rng: np.random.Generator) -> Waveform:
+def _draw(files: list[storage.Place], read: Callable[[storage.Place], Waveform], rng: np.random.Generator) -> Waveform:
     """What `read` gives for a random file; a file that cannot be decoded is named in the log and another one drawn."""
     for _ in range(DRAWS):
         path = files[rng.integers(len(files))]
@@ -99,7 +108,7 @@ def _draw(files: list[Path], read: Callable[[Path], Waveform], rng: np.random.Ge
     raise UserError(f"{DRAWS} of {DRAWS} files drawn from {files[0].parent} and others cannot be decoded: see the log")
 
 
-def _noise_stretch(path: Path, num_samples: int, rng: np.random.Generator) -> Waveform:
+def _noise_stretch(path: storage.Place, num_samples: int, rng: np.random.Generator) -> Waveform:
     """A random stretch of a noise file, the file repeated where it is too short."""
     stretch = audio.read_stretch(path, num_samples, rng)
     return fit_length(_read_noise(path), num_samples, rng) if stretch is None else stretch

@@ -5,10 +5,11 @@ for every view of every step from a key. Only the power for the signal-to-noise 
 utterance. Shapes: B utterances, V views, T frames, F mel bins; samples are float32 in [-1, 1].
 """
 
+import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int16, PRNGKeyArray
 
+from sdpn_jax import storage
 from sdpn_jax.data import augment, features
 from sdpn_jax.data.pipeline import Views
 from sdpn_jax.data.shards import Shards
@@ -24,6 +26,7 @@ from sdpn_jax.errors import UserError
 MARGIN = features.DEFAULT.n_fft // 2  # samples that the first and the last frame see beyond the view
 HOP = features.DEFAULT.hop
 Samples: TypeAlias = Float[Array, " N"]
+AUGMENTATION = 2  # folded into the seed's key, which alone draws the network, and with 1 the prototypes
 BANK_STRETCHES, BANK_SECONDS, BANK_RIRS = 200, 10.0, 1000  # of each kind of noise; 64 MB a kind, 32 MB of rooms
 
 
@@ -64,18 +67,22 @@ def make_bank(
     return Bank(kinds, noise, responses)
 
 
-def save_bank(bank: Bank, directory: str | Path) -> None:
-    """Writes <directory>/bank.npz."""
-    with (Path(directory) / "bank.tmp").open("wb") as file:
-        np.savez(file, kinds=np.asarray(bank.kinds), noise=bank.noise, rirs=bank.rirs)
-    (Path(directory) / "bank.tmp").replace(Path(directory) / "bank.npz")
+def save_bank(bank: Bank, directory: str | os.PathLike) -> str:
+    """Writes <directory>/bank.npz; returns a digest of its content."""
+    storage.write_npz(
+        storage.place(directory) / "bank.npz", kinds=np.asarray(bank.kinds), noise=bank.noise, rirs=bank.rirs
+    )
+    digest = hashlib.sha256(" ".join(bank.kinds).encode())
+    for array in (bank.noise, bank.rirs):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
-def load_bank(directory: str | Path) -> Bank:
+def load_bank(directory: str | os.PathLike) -> Bank:
     """Reads what save_bank wrote. Raises UserError when it is missing or damaged."""
-    path = Path(directory) / "bank.npz"
+    path = storage.place(directory) / "bank.npz"
     try:
-        with np.load(path) as arrays:
+        with np.load(storage.local(path)) as arrays:
             return Bank(tuple(arrays["kinds"].tolist()), arrays["noise"], arrays["rirs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): run sdpn prepare --store=waveform again") from error
@@ -229,7 +236,7 @@ def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callab
     bank = load_bank(shards.folder)
 
     def of_step(step, batch, arrays):
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), step)
         return make_views(key, batch, arrays, bank.kinds, views)
 
     return {"noise": bank.noise, "rirs": bank.rirs}, of_step

@@ -2,11 +2,11 @@
 
 import datetime
 import time
-from pathlib import Path
 
 import joblib
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.data import audio, features, prepare
 from sdpn_jax.errors import UserError
 
@@ -14,7 +14,7 @@ ESTIMATE_HEADERS = 500  # files whose length an estimate reads
 ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
 
 
-def estimate(utterances: list[tuple[str, Path]], recipe: prepare.Recipe, workers: int = 0) -> str:
+def estimate(utterances: list[tuple[str, storage.Place]], recipe: prepare.Recipe, workers: int = 0) -> str:
     """Estimates hours of audio, bytes and time from a sample of headers and some seconds of preparing, as text."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(utterances))

@@ -1,8 +1,10 @@
 """Shards -> batches of views with Grain. The batch of step k is a pure function of (seed, k)."""
 
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -13,7 +15,9 @@ from jaxtyping import Float16, Int, Int16
 
 from sdpn_jax.data import augment, features, records
 from sdpn_jax.data.shards import Shards
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import SHARED_MEMORY, UserError
+
+BATCHES_AHEAD = 2  # of each reader process
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,11 @@ class _LoadViews(grain.transforms.RandomMap):
     views: Views
 
     def random_map(  # pyright: ignore[reportIncompatibleMethodOverride] # Grain declares no return
-        self, element: bytes, rng: np.random.Generator
+        self, element: records.Utterance | records.Recording, rng: np.random.Generator
     ) -> Mapping[str, np.ndarray | np.int32]:
-        utterance = records.decode(element)
-        if isinstance(utterance, records.Recording):
-            return make_segments(utterance, self.views, rng)
-        return make_views(utterance, self.views, rng)
+        if isinstance(element, records.Recording):
+            return make_segments(element, self.views, rng)
+        return make_views(element, self.views, rng)
 
 
 def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
@@ -165,7 +168,7 @@ def dataset(
     """
     used = shards.utterances - held_out
     in_epoch = steps_per_epoch(used, batch_size) * batch_size
-    source: Any = shards.source
+    source: Any = shards.records
     views_of_utterances = (
         grain.MapDataset.source(source)
         .slice(slice(0, used))
@@ -183,23 +186,41 @@ def batches(shares: grain.MapDataset, first_step: int = 0, workers: int = 0) -> 
     """Iterates over the elements first_step, first_step + 1, ... of a `dataset`, without end.
 
     `workers` processes read ahead; 0: threads of this process; negative: what automatic_workers says. Closing the
-    iterator ends them.
+    iterator ends them. Raises UserError when the shared memory that they need is not there.
     """
     workers = automatic_workers(joblib.cpu_count()) if workers < 0 else workers
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     iterator = shares.slice(slice(first_step, None)).to_iter_dataset(ahead)
     if workers:
+        check_shared_memory(shares, workers)
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only commands have parsed
             flags.FLAGS.mark_as_parsed()
         iterator = iterator.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _ignore_sigterm
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=BATCHES_AHEAD), _ignore_signals
         )
     return iter(iterator)
 
 
-def _ignore_sigterm(*_) -> None:
-    """In a worker: a scheduler signals all processes of a run, whose last steps before the checkpoint need batches."""
+def check_shared_memory(shares: grain.MapDataset, workers: int) -> None:
+    """Raises UserError when the batches that `workers` hold ready exceed the space left in /dev/shm."""
+    if not Path(SHARED_MEMORY).is_dir():
+        return
+    arrays: Any = shares[0]
+    batch = sum(np.asarray(array).nbytes for array in arrays.values())
+    needed, left = batch * (workers * BATCHES_AHEAD + 2), shutil.disk_usage(SHARED_MEMORY).free
+    if needed > left:
+        fitting = max(0, (left // batch - 2) // BATCHES_AHEAD)
+        raise UserError(
+            f"{workers} reader processes hold {needed / 1e6:.0f} MB of batches in {SHARED_MEMORY}, where "
+            f"{left / 1e6:.0f} MB are left: give it more (docker run --shm-size={-(-needed // 10**9)}g), or set "
+            f"--config.workers={fitting}{'' if fitting else ' (threads, which need none)'}"
+        )
+
+
+def _ignore_signals(*_) -> None:
+    """In a worker: schedulers and terminals signal all processes of a run, whose last steps still need batches."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def automatic_workers(cores: int) -> int:
@@ -218,7 +239,7 @@ def held_out_crops(
     rng = np.random.default_rng(seed)
     crops, numbers = [], []
     for number in range(max(shards.utterances - held_out, 0), shards.utterances):
-        log_mel = records.decode(shards.source[number]).log_mel
+        log_mel = shards.records[number].log_mel
         parts = min(count, log_mel.shape[1] // frames)
         if parts < 2:
             continue

@@ -9,11 +9,16 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -26,6 +31,7 @@ from sdpn_jax.data.shards import METADATA
 from sdpn_jax.errors import UserError
 
 UTTERANCES_PER_SHARD = 1024  # at most
+OF_A_SHARD = ("utterances", "bytes", "sha256")  # what metadata.json says; earlier versions knew no sha256
 SMALL_CORPUS_SHARDS = 16  # so that a small corpus, too, occupies several workers
 
 
@@ -49,8 +55,8 @@ class Recipe:
 class Shard:
     """One unit of work: where it goes and what goes in."""
 
-    path: Path
-    utterances: list[tuple[str, Path]]
+    path: storage.Place
+    utterances: list[tuple[str, storage.Place]]
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Changes whenever the shard's content would: its files (names, sizes, dates) and the recipe."""
@@ -59,26 +65,26 @@ class Shard:
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
-    def summary_path(self) -> Path:
+    def summary_path(self) -> storage.Place:
         """What the shard's writer says of it, written after it."""
         return self.path.with_suffix(".json")
 
-    @property
-    def reading_path(self) -> Path:
-        """Says which recording is being read, should a decoder take its process down."""
-        return self.path.with_suffix(".reading")
-
     def summary(self, recipe: Recipe) -> dict | None:
         """What its writer said of a complete shard; None when it is missing, cut short or made of something else."""
-        if not self.path.exists() or not self.summary_path.exists():
+        there = storage.stamp(self.path)
+        if there is None or storage.stamp(self.summary_path) is None:
             return None
-        summary = json.loads(self.summary_path.read_text())
-        complete = summary["fingerprint"] == self.fingerprint(recipe) and summary["bytes"] == self.path.stat().st_size
+        summary = json.loads(storage.read_text(self.summary_path))
+        complete = summary["bytes"] == there[0] and summary["fingerprint"] == self.fingerprint(recipe)
         return summary if complete else None
 
 
 def make_recipe(
-    noise: str | Path | None, rirs: str | Path | None, augmentations: int, seed: int, store: str = "log_mel"
+    noise: str | os.PathLike | None,
+    rirs: str | os.PathLike | None,
+    augmentations: int,
+    seed: int,
+    store: str = "log_mel",
 ) -> Recipe:
     """Makes the recipe from the command's options; raises UserError for folders without usable files."""
     if augmentations < 0:
@@ -88,10 +94,10 @@ def make_recipe(
 
 
 def prepare(
-    source: str | Path,
-    output: str | Path,
-    noise: str | Path | None = None,
-    rirs: str | Path | None = None,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    noise: str | os.PathLike | None = None,
+    rirs: str | os.PathLike | None = None,
     augmentations: int = 4,
     seed: int = 0,
     workers: int = 0,
@@ -112,9 +118,9 @@ def prepare(
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
     utterances = audio.find_utterances(source)
     recipe = make_recipe(noise, rirs, augmentations, seed, store)
-    shards = plan(utterances, Path(output))
+    shards = plan(utterances, storage.place(output))
     if not only_finish:
-        (Path(output) / METADATA).unlink(missing_ok=True)  # incomplete until the end
+        storage.remove(storage.place(output) / METADATA)  # incomplete until the end
         if ours := shards[task_index::task_count]:
             write_shards(ours, recipe, workers)
         if task_count > 1:
@@ -123,7 +129,11 @@ def prepare(
 
 
 def finish(
-    shards: list[Shard], recipe: Recipe, source: str | Path, noise: str | Path | None, rirs: str | Path | None
+    shards: list[Shard],
+    recipe: Recipe,
+    source: str | os.PathLike,
+    noise: str | os.PathLike | None,
+    rirs: str | os.PathLike | None,
 ) -> dict:
     """Checks that every shard is complete, writes metadata.json and skipped.txt beside them, returns the metadata.
 
@@ -139,7 +149,7 @@ def finish(
         )
     summaries = {shard: summary for shard, summary in found.items() if summary is not None}
     for shard, summary in summaries.items():
-        if _num_records(shard.path) != summary["utterances"]:
+        if isinstance(shard.path, Path) and _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries.values() for entry in summary["skipped"]]
     storage.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
@@ -159,7 +169,8 @@ def finish(
         "noise": str(noise) if noise else "coloured noise",
         "rirs": str(rirs) if rirs else "synthetic, exponentially decaying",
         "shards": [
-            {"name": shard.path.name, "utterances": summary["utterances"], "bytes": summary["bytes"]}
+            {"name": shard.path.name}
+            | {key: summary[key] for key in ("utterances", "bytes", "sha256") if key in summary}
             for shard, summary in summaries.items()
             if summary["utterances"]
         ],
@@ -167,12 +178,12 @@ def finish(
     if recipe.store == "waveform":
         from sdpn_jax.data import device  # which starts JAX
 
-        device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
+        metadata["bank"] = device.save_bank(device.make_bank(recipe.sources, recipe.seed), output)
     storage.write_text(output / METADATA, json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
-def plan(utterances: list[tuple[str, Path]], output: Path) -> list[Shard]:
+def plan(utterances: list[tuple[str, storage.Place]], output: storage.Place) -> list[Shard]:
     """Divides the utterances over shards in turn, so that every shard is a fair sample of the corpus."""
     count = max(-(-len(utterances) // UTTERANCES_PER_SHARD), min(SMALL_CORPUS_SHARDS, len(utterances)))
     return [Shard(output / f"shard-{i:05d}-of-{count:05d}.array_record", utterances[i::count]) for i in range(count)]
@@ -194,53 +205,67 @@ def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> reco
     return records.Utterance(utterance_id, len(waveform), np.stack(log_mel).reshape(shape), np.stack(tail))
 
 
-def write_shard(shard: Shard, recipe: Recipe, done: Callable = lambda: None) -> dict:
-    """Writes one shard and its summary, or finds it complete; returns the summary. `done` is called per utterance.
+def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = lambda number: None) -> dict:
+    """Writes one shard and its summary, or finds it complete; returns the summary.
 
-    Raises UserError when the disk is full.
+    `begins` is called with the number of each utterance before it is read, and with their count at the end. Raises
+    UserError when the disk is full.
     """
     if summary := shard.summary(recipe):
-        for _ in shard.utterances:
-            done()
+        begins(len(shard.utterances))
         return summary
-    fingerprint = shard.fingerprint(recipe)
-    temporary = shard.path.with_suffix(".tmp")
+    fingerprint, digest = shard.fingerprint(recipe), hashlib.sha256()
     kept, seconds, skipped = 0, 0.0, []
-    with _disk_errors(temporary):
-        writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
-    for utterance_id, path in shard.utterances:
-        shard.reading_path.write_text(str(path), errors="surrogateescape")
-        try:
-            waveform = audio.read_audio(path)
-        except audio.AudioError as error:
-            skipped.append([str(path), str(error)])
-        else:
+    with _temporary(shard.path) as temporary:
+        with _disk_errors(shard.path):
+            writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
+        for number, (utterance_id, path) in enumerate(shard.utterances):
+            begins(number)
+            try:
+                waveform = audio.read_audio(path)
+            except audio.AudioError as error:
+                skipped.append([str(path), str(error)])
+                continue
             record = records.encode(make_record(utterance_id, waveform, recipe))
-            with _disk_errors(temporary):
+            digest.update(record)
+            with _disk_errors(shard.path):
                 writer.write(record)
             kept += 1
             seconds += len(waveform) / audio.SAMPLE_RATE
-        done()
-    shard.reading_path.unlink(missing_ok=True)
-    with _disk_errors(temporary):
-        writer.close()
-        if _num_records(temporary) != kept:
-            raise OSError("not all of it could be written")
-        size = temporary.stat().st_size
-        summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
-        summary["skipped"] = skipped
-        temporary.replace(shard.path)
-        storage.write_text(shard.summary_path, json.dumps(summary))
+        with _disk_errors(shard.path):
+            writer.close()
+            if _num_records(temporary) != kept:
+                raise OSError("not all of it could be written")
+            size = temporary.stat().st_size
+            summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
+            summary |= {"sha256": digest.hexdigest(), "skipped": skipped}
+            storage.replace(temporary, shard.path)
+            storage.write_text(shard.summary_path, json.dumps(summary))
+    begins(len(shard.utterances))
     return summary
 
 
 @contextlib.contextmanager
-def _disk_errors(temporary: Path):
+def _temporary(path: storage.Place) -> Iterator[Path]:
+    """A local name for a shard that is being written, gone at the end; what killed writers of it left goes first."""
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="sdpn_jax-shard-") as folder:
+            yield Path(folder) / path.name
+        return
+    storage.clear_temporaries(path)
+    temporary = storage.temporary_beside(path)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: storage.Place) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:  # ArrayRecord's own errors are of the latter two kinds
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {temporary} ({error}): is the disk full? Run the same command again") from error
+        raise UserError(f"cannot write {path} ({error}): is the disk full? Run the same command again") from error
 
 
 def _num_records(path: Path) -> int:
@@ -254,57 +279,87 @@ def _num_records(path: Path) -> int:
 def write_shards(shards: list[Shard], recipe: Recipe, workers: int = 0) -> None:
     """Writes all shards by `workers` processes (0: one for each core), with a progress line.
 
-    Raises UserError when a worker is killed or cannot write.
+    Raises UserError when a worker is killed or cannot write. Whatever ends this process ends the workers.
     """
-    shards[0].path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(shards[0].path.parent)
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
     workers = min(workers or joblib.cpu_count(), len(shards))
-    with (
-        ProcessPoolExecutor(workers, context, _start_worker, (counter, recipe)) as pool,
-        tqdm(total=sum(len(shard.utterances) for shard in shards), unit="file", desc="preparing", smoothing=0.05,
-             mininterval=1) as progress,
-    ):  # fmt: skip
-        futures = [pool.submit(_write_in_worker, shard) for shard in shards]
-        pending = futures
-        while pending:
-            pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION).not_done
-            progress.update(counter.value - progress.n)
-            if any(future.done() and future.exception() for future in futures):
-                pool.shutdown(cancel_futures=True)
-                break
-        try:
-            for future in futures:
-                future.result()
-        except BrokenProcessPool as error:
-            reading = [
-                shard.reading_path.read_text(errors="replace") for shard in shards if shard.reading_path.exists()
-            ]
-            raise UserError(
-                "a worker process was killed, out of memory or by a decoder, while these were read: "
-                f"{', '.join(reading)}. Run the same command again, complete shards are kept; fewer --workers need "
-                "less memory; should a file be there again, move it away"
-            ) from error
+    counter, places = context.Value("q", 0), context.Array("q", [-1] * 2 * workers)
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (context.Value("q", 0), counter, places, recipe))
+    try:
+        with tqdm(total=sum(len(shard.utterances) for shard in shards), unit="file", desc="preparing", smoothing=0.05,
+                  mininterval=1) as progress:  # fmt: skip
+            pending = futures = [pool.submit(_write_in_worker, *job) for job in enumerate(shards)]
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                progress.update(counter.value - progress.n)
+                for future in done:
+                    future.result()
+            assert all(future.done() for future in futures)
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        reading = [str(path) for path in _being_read(shards, places[:])]
+        raise UserError(
+            "a worker process was killed, out of memory or by a decoder, while these were read: "
+            f"{', '.join(reading)}. Run the same command again, complete shards are kept; fewer --workers need less "
+            "memory; should a file be there again, move it away"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:  # none but after an error or a signal
+            process.kill()
+            process.join()
 
 
-def _start_worker(counter, recipe: Recipe) -> None:
-    global _counter, _recipe
-    _counter, _recipe = counter, recipe
+def _being_read(shards: list[Shard], places: Sequence[int]) -> list[storage.Place]:
+    """What the workers were reading: `places` holds shard and utterance of each, -1 for none."""
+    pairs = zip(places[::2], places[1::2], strict=True)
+    return [
+        shards[shard].utterances[number][1]
+        for shard, number in pairs
+        if shard >= 0 and number < len(shards[shard].utterances)
+    ]
 
 
-def _write_in_worker(shard: Shard) -> None:
-    def done():
+def _start_worker(numbers: Any, counter: Any, places: Any, recipe: Recipe) -> None:
+    """In a worker: remembers what all tasks share, leaves Ctrl-C to the parent, and ends when that is gone."""
+    global _place, _counter, _places, _recipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with numbers.get_lock():
+        _place = 2 * numbers.value
+        numbers.value += 1
+    _counter, _places, _recipe = counter, places, recipe
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _write_in_worker(shard_number: int, shard: Shard) -> None:
+    counted = 0
+
+    def begins(number: int) -> None:
+        nonlocal counted
+        _places[_place], _places[_place + 1] = shard_number, number
         with _counter.get_lock():
-            _counter.value += 1
+            _counter.value += number - counted
+        counted = number
 
-    write_shard(shard, _recipe, done)
+    write_shard(shard, _recipe, begins)
+    _places[_place] = -1
 
 
 def _one_line(path: str) -> str:
     return path.encode("unicode_escape").decode() if not path.isprintable() else path
 
 
-def describe(metadata: dict, output: str | Path) -> str:
+def describe(metadata: dict, output: str | os.PathLike) -> str:
     """Describes what was made in a few lines."""
     versions = f"each clean and {metadata['augmentations']} times augmented"
     if metadata["store"] == "waveform":
@@ -312,16 +367,35 @@ def describe(metadata: dict, output: str | Path) -> str:
     return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, {versions}\n"
         f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}\n"
-        f"{metadata['skipped']} files skipped, listed in {Path(output) / 'skipped.txt'}\n"
+        f"{metadata['skipped']} files skipped, listed in {storage.place(output) / 'skipped.txt'}\n"
         f"written: {len(metadata['shards'])} shards and metadata.json in {output}"
     )
 
 
-def task_from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Reads (index, count) of a SLURM array task or Kubernetes indexed job (count in TASK_COUNT); otherwise (0, 1)."""
+def task_from_environment(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
+    """Reads (index, count) of a SLURM array task or Kubernetes indexed job (count in TASK_COUNT); otherwise (0, 1).
+
+    count: how many tasks share the work, where the user says so; the task's own number is its index then. Raises
+    UserError for a SLURM array with gaps, whose numbers are no shares.
+    """
     if "SLURM_ARRAY_TASK_ID" in environment:
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        return int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment["SLURM_ARRAY_TASK_COUNT"])
+        number = int(environment["SLURM_ARRAY_TASK_ID"])
+        if count is not None:
+            return number, count
+        tasks = int(environment["SLURM_ARRAY_TASK_COUNT"])
+        first, step = (
+            int(environment.get(f"SLURM_ARRAY_TASK_{name}", default)) for name, default in (("MIN", 0), ("STEP", 1))
+        )
+        last = int(environment.get("SLURM_ARRAY_TASK_MAX", first + (tasks - 1) * step))
+        if first + (tasks - 1) * step != last or (number - first) % step:
+            raise UserError(
+                f"the {tasks} tasks of this SLURM array, from {first} to {last}, are not evenly spaced: to repeat some "
+                "tasks of an array, give the same --task_count as its number of tasks then; the ids are the shares"
+            )
+        return (number - first) // step, tasks
+    index = int(environment.get("JOB_COMPLETION_INDEX", 0))
+    if count is not None:
+        return index, count
     if "JOB_COMPLETION_INDEX" in environment and "TASK_COUNT" in environment:
-        return int(environment["JOB_COMPLETION_INDEX"]), int(environment["TASK_COUNT"])
+        return index, int(environment["TASK_COUNT"])
     return 0, 1

@@ -3,31 +3,46 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
+import numpy as np
+from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader
+from tqdm import tqdm
 
+from sdpn_jax import storage
 from sdpn_jax.data import features, records
 from sdpn_jax.errors import UserError
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None
+
 METADATA = "metadata.json"
+COPIES_AT_ONCE = 8
+FILES_BESIDE = 512  # open files that are not shards
 
 
 @dataclass(frozen=True)
 class Shards:
     """An open folder of shards; all that the rest of the program knows of its data.
 
-    metadata is the content of metadata.json; paths are its shards, in order.
+    metadata is the content of metadata.json; paths are its shards, in order, on this machine; skip_damaged: see
+    `Records`.
     """
 
-    folder: Path
+    folder: storage.Place
     metadata: dict[str, Any]
     paths: tuple[Path, ...]
+    skip_damaged: bool = False
 
     @property
     def utterances(self) -> int:
@@ -45,38 +60,102 @@ class Shards:
         return [entry["utterances"] for entry in self.metadata["shards"]]
 
     @cached_property
-    def source(self) -> grain.sources.ArrayRecordDataSource:
-        """All records by number, read when they are asked for."""
-        return grain.sources.ArrayRecordDataSource([str(path) for path in self.paths])
+    def records(self) -> "Records":
+        """All records by number, read and decoded when they are asked for."""
+        return Records(self.paths, self.counts, self.skip_damaged)
 
     def fingerprint(self) -> str:
         """A digest of what the records are made of, whichever folder they lie in."""
         told = {key: self.metadata[key] for key in ("format_version", "features", "store", "augmentations", "seed")}
+        told["bank"] = self.metadata.get("bank", "")
         return hashlib.sha256(json.dumps([told, self.metadata["shards"]], sort_keys=True).encode()).hexdigest()
 
 
-def is_shards(folder: str | Path) -> bool:
+@dataclass(frozen=True)
+class Stretch:
+    """What the reader wants to know of a shard, so that it need not open all of them at once."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class Records:
+    """The utterances of all shards by number, as Grain wants a source to be.
+
+    A damaged record raises a UserError that names shard and record. With `skip_damaged` its place is taken by the next
+    whole one, on every host alike, and it is counted in the log.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], skip_damaged: bool = False):
+        self._paths, self._firsts = list(map(str, paths)), np.cumsum([0, *counts])
+        stretches: Any = [Stretch(path, 0, count, count) for path, count in zip(self._paths, counts, strict=True)]
+        self._source: Any = grain.sources.ArrayRecordDataSource(stretches)
+        self._skip_damaged, self._damaged = skip_damaged, set()
+        allow_open_files(len(paths))
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, number: SupportsIndex) -> records.Utterance | records.Recording:
+        first = number.__index__()
+        for offset in range(len(self)):
+            candidate = (first + offset) % len(self)
+            try:
+                return records.decode(self._source[candidate])
+            except (UserError, ValueError, RuntimeError, OSError) as error:
+                what = f"{self._place(candidate)} is damaged ({' '.join(str(error).split())[:200]})"
+                if not self._skip_damaged:
+                    raise UserError(
+                        f"{what}: delete the shard and run sdpn prepare again, which makes it anew, or train with "
+                        "--skip_damaged"
+                    ) from error
+                if candidate not in self._damaged:
+                    self._damaged.add(candidate)
+                    logging.warning("%s: the next one stands for it (%d so far)", what, len(self._damaged))
+        raise UserError(f"none of the {len(self)} records can be read")
+
+    def _place(self, number: int) -> str:
+        shard = int(np.searchsorted(self._firsts, number, "right")) - 1
+        return f"{self._paths[shard]}, record {number - self._firsts[shard]}"
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, which a corpus of many shards exceeds, as far as the system allows."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + FILES_BESIDE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logging.warning("%d shards, but only %d files may be open: raise the limit (ulimit -Hn)", count, allowed)
+
+
+def is_shards(folder: str | os.PathLike) -> bool:
     """Tells whether a folder holds prepared shards; a metadata.json of something else does not count."""
     try:
-        metadata = json.loads((Path(folder) / METADATA).read_text(encoding="utf-8"))
+        metadata = json.loads(storage.read_text(storage.place(folder) / METADATA))
     except (OSError, ValueError):
         return False
     return isinstance(metadata, dict) and {"format_version", "features", "shards"} <= set(metadata)
 
 
-def read_metadata(folder: str | Path) -> dict[str, Any]:
+def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads and checks the metadata.json of a folder of shards.
 
     Raises UserError when there is none, or when its features or format are not those of this program.
     """
-    path = Path(folder) / METADATA
-    if not path.exists():
+    path = storage.place(folder) / METADATA
+    if not storage.exists(path):
         raise UserError(
             f"no prepared shards in {folder} ({METADATA} is missing): make them with "
             f"sdpn prepare --input=FOLDER_OF_AUDIO --output={folder}"
         )
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(storage.read_text(path))
         theirs = metadata["features"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): run sdpn prepare again") from error
@@ -94,25 +173,50 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def open_shards(folder: str | Path) -> Shards:
-    """Opens a folder of shards: reads its metadata and finds every shard whole.
+def open_shards(folder: str | os.PathLike, skip_damaged: bool = False) -> Shards:
+    """Opens a folder of shards: reads its metadata and finds every shard whole; shards of a bucket are copied here.
 
-    Raises UserError as `read_metadata` does, and when a shard is missing or has not the size it was written with.
+    Raises UserError as `read_metadata` does, when a shard is missing or has not the size it was written with, and when
+    a bucket's shards exceed the bound of the local cache.
     """
-    folder = Path(folder)
+    place = storage.place(folder)
     metadata = read_metadata(folder)
+    if storage.is_bucket(place):
+        return Shards(place, metadata, tuple(_copies(place, metadata["shards"])), skip_damaged)
     paths = []
     for entry in metadata["shards"]:
-        path = folder / entry["name"]
+        path = Path(place) / entry["name"]
         size = path.stat().st_size if path.exists() else 0
         if size != entry["bytes"]:
             state = f"damaged ({size} bytes instead of {entry['bytes']})" if path.exists() else "missing"
             raise UserError(f"{path} is {state}: run sdpn prepare again, which makes it anew")
         paths.append(path)
-    return Shards(folder, metadata, tuple(paths))
+    return Shards(place, metadata, tuple(paths), skip_damaged)
 
 
-def read_shard(path: str | Path) -> Iterator[bytes]:
+def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
+    """The local copies of a bucket's shards: every batch draws from all of them, so that all must be here."""
+    total, bound = sum(entry["bytes"] for entry in entries), storage.cache_bytes()
+    if total > bound:
+        raise UserError(
+            f"the shards in {folder} have {total / 1e9:.1f} GB, the cache of this machine {bound / 1e9:.1f} GB: raise "
+            f"{storage.CACHE_GB_VARIABLE}, move the cache to a larger disk by {storage.CACHE_VARIABLE}, or mount the "
+            "bucket"
+        )
+
+    def copy(entry: dict[str, Any]) -> Path:
+        path = folder / entry["name"]
+        try:
+            return storage.cached(path, entry["bytes"], entry.get("sha256", ""))
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: run sdpn prepare again, which makes it anew") from None
+
+    with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+        copies = pool.map(copy, entries)
+        return list(tqdm(copies, total=len(entries), unit="shard", desc="fetching", mininterval=1, disable=total < 1e8))
+
+
+def read_shard(path: str | os.PathLike) -> Iterator[bytes]:
     """Yields the records of one shard, in order."""
     reader = ArrayRecordReader(str(path))
     try:

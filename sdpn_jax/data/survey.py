@@ -1,5 +1,6 @@
 """A look into prepared shards: whether every record decodes, counts, lengths, and pictures of the features."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Survey:
     examples: list[records.Utterance | records.Recording] = field(default_factory=list)
 
 
-def survey(directory: str | Path, at_most: int = 0, examples: int = 4, seed: int = 0) -> Survey:
+def survey(directory: str | os.PathLike, at_most: int = 0, examples: int = 4, seed: int = 0) -> Survey:
     """Decodes every record of every shard, or a random `at_most` of them, and keeps some at random.
 
     Raises UserError when the folder holds no shards of this program.
@@ -80,7 +81,7 @@ def _read_shard(path: Path, entry: dict, share: float, rng: np.random.Generator,
     reader.close()
 
 
-def plot_lengths(seconds: list[float], path: str | Path) -> None:
+def plot_lengths(seconds: list[float], path: str | os.PathLike) -> None:
     """Draws a histogram of the utterances' lengths in seconds."""
     with drawing(path, COLUMN, 0.6 * COLUMN) as figure:
         axes = figure.add_subplot()
@@ -90,7 +91,7 @@ def plot_lengths(seconds: list[float], path: str | Path) -> None:
         axes.legend()
 
 
-def plot_utterances(utterances: Sequence[records.Utterance | records.Recording], path: str | Path) -> None:
+def plot_utterances(utterances: Sequence[records.Utterance | records.Recording], path: str | os.PathLike) -> None:
     """Draws a row for each utterance: the first seconds of its clean log-mel and of up to four augmented ones."""
     rows = []
     for utterance in utterances:
@@ -100,7 +101,7 @@ def plot_utterances(utterances: Sequence[records.Utterance | records.Recording],
     _plot_log_mels(rows, path)
 
 
-def plot_views(batch: dict[str, np.ndarray], path: str | Path, utterances: int = 4) -> None:
+def plot_views(batch: dict[str, np.ndarray], path: str | os.PathLike, utterances: int = 4) -> None:
     """Draws a row for each of the first utterances of a batch: its global and local views."""
     rows = []
     for global_views, local_views in zip(batch["global"][:utterances], batch["local"][:utterances], strict=True):
@@ -109,7 +110,7 @@ def plot_views(batch: dict[str, np.ndarray], path: str | Path, utterances: int =
     _plot_log_mels(rows, path)
 
 
-def _plot_log_mels(rows: list[list[tuple[str, np.ndarray]]], path: str | Path) -> None:
+def _plot_log_mels(rows: list[list[tuple[str, np.ndarray]]], path: str | os.PathLike) -> None:
     columns = max(len(row) for row in rows)
     with drawing(path, 2.6 * columns, 1.5 * len(rows) + 0.3, axes_grid=False, savefig_dpi=150) as figure:
         grid = figure.subplots(len(rows), columns, squeeze=False)

@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Speaker:
 
 
 def make_corpus(
-    output: str | Path,
+    output: str | os.PathLike,
     train_speakers: int = 200,
     train_utterances: int = 3,
     test_speakers: int = 20,

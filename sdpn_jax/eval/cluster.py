@@ -1,6 +1,7 @@
 """Speakers without labels: clusters of embeddings, and the pseudo-labels that they give."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def agreement(labels: np.ndarray, speakers: np.ndarray) -> dict[str, float]:
     }
 
 
-def read_speakers(path: str | Path, ids: list[str]) -> np.ndarray:
+def read_speakers(path: str | os.PathLike, ids: list[str]) -> np.ndarray:
     """Reads each id's speaker [N] from `utterance speaker` lines; UserError if one is missing."""
     speaker_of = {}
     for number, line in enumerate(read_text(path, "list of speakers").split("\n"), 1):
@@ -104,11 +105,11 @@ def read_speakers(path: str | Path, ids: list[str]) -> np.ndarray:
 
 
 def cluster_file(
-    embeddings_path: str | Path,
-    output: str | Path,
+    embeddings_path: str | os.PathLike,
+    output: str | os.PathLike,
     clusters: int | None = None,
     method: str = "kmeans",
-    speakers_path: str | Path | None = None,
+    speakers_path: str | os.PathLike | None = None,
     projection: str = "pca",
     seed: int = 0,
 ) -> dict:

@@ -1,6 +1,7 @@
 """Systems compared by their score files on one trial list, by a bootstrap over speakers with the same draws for all."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sdpn_jax.eval.trials import Trials, read_text, read_trials
 FILES = ("comparison.json", "comparison.md", "comparison.html", "det.png")
 
 
-def read_scores(path: str | Path, trials: Trials) -> np.ndarray:
+def read_scores(path: str | os.PathLike, trials: Trials) -> np.ndarray:
     """Reads the scores [N] of a file in the trials' order; UserError if it belongs to another list."""
     lines = [line for line in read_text(path, "scores").split("\n") if line.strip()]
     if len(lines) != len(trials):
@@ -39,7 +40,9 @@ def names_of(paths: list[str]) -> list[str]:
     return [name.removesuffix("/scores") for name in names]
 
 
-def compare(trials_path: str | Path, score_paths: list[str], output: str | Path, draws: int = 1000) -> dict:
+def compare(
+    trials_path: str | os.PathLike, score_paths: list[str], output: str | os.PathLike, draws: int = 1000
+) -> dict:
     """Writes the comparison into the folder `output` and returns {system: row of `report.assess`}."""
     if len(set(score_paths)) < 2 or len(set(score_paths)) < len(score_paths):
         raise UserError("give --scores of two or more different files")

@@ -4,8 +4,8 @@ Every function writes one file, whose extension chooses the format (png, pdf, sv
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -20,7 +20,7 @@ MAPPED_POINTS = 5000
 RATE_TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 98, 99, 99.5, 99.9]) / 100
 
 
-def plot_det(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | Path) -> None:
+def plot_det(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | os.PathLike) -> None:
     """Draws detection error tradeoff curves (Martin et al., Eurospeech 1997), the EER of each marked, into one file.
 
     curves: name -> (scores [N], labels [N]). Both rates on probit axes; rates beyond the axes are drawn at their edge.
@@ -53,7 +53,7 @@ def plot_det(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | Path
         axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.9)
 
 
-def plot_score_histogram(scores: ArrayLike, labels: ArrayLike, path: str | Path) -> None:
+def plot_score_histogram(scores: ArrayLike, labels: ArrayLike, path: str | os.PathLike) -> None:
     """Draws the densities of the target and the nontarget trials' scores, with the threshold at the EER, into one file.
 
     scores, labels: [N] as in `det_points`, which says what is raised.
@@ -77,7 +77,7 @@ def plot_score_histogram(scores: ArrayLike, labels: ArrayLike, path: str | Path)
 
 
 def plot_eer_by_duration(
-    seconds: ArrayLike, scores: ArrayLike, labels: ArrayLike, speakers: Sequence[np.ndarray], path: str | Path
+    seconds: ArrayLike, scores: ArrayLike, labels: ArrayLike, speakers: Sequence[np.ndarray], path: str | os.PathLike
 ) -> None:
     """Draws the EER of up to five equally large groups of trials of similar duration, with its interval, into one file.
 
@@ -108,7 +108,12 @@ def plot_eer_by_duration(
 
 
 def plot_map(
-    embeddings: np.ndarray, groups: ArrayLike, path: str | Path, projection: str = "pca", seed: int = 0, title: str = ""
+    embeddings: np.ndarray,
+    groups: ArrayLike,
+    path: str | os.PathLike,
+    projection: str = "pca",
+    seed: int = 0,
+    title: str = "",
 ) -> None:
     """Draws embeddings [N, D], scaled to length 1, in two dimensions, coloured by group [N], into one file.
 
@@ -151,7 +156,7 @@ def _two_dimensions(embeddings: np.ndarray, projection: str, seed: int) -> tuple
     return pca.fit_transform(units), tuple(pca.explained_variance_ratio_)
 
 
-def plot_sizes(sizes: ArrayLike, path: str | Path) -> None:
+def plot_sizes(sizes: ArrayLike, path: str | os.PathLike) -> None:
     """Draws the sizes of clusters, the largest first, into one file."""
     sizes = np.sort(sizes)[::-1]
     with drawing(path, COLUMN, 0.6 * COLUMN) as figure:

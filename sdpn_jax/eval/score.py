@@ -22,14 +22,14 @@ CAPTIONS = {
 
 
 def score(
-    embeddings_path: str | Path,
-    trials_path: str | Path,
-    output: str | Path,
-    cohort_path: str | Path | None = None,
+    embeddings_path: str | os.PathLike,
+    trials_path: str | os.PathLike,
+    output: str | os.PathLike,
+    cohort_path: str | os.PathLike | None = None,
     top: int = 300,
     draws: int = 1000,
-    models_path: str | Path | None = None,
-    calibration_path: str | Path | None = None,
+    models_path: str | os.PathLike | None = None,
+    calibration_path: str | os.PathLike | None = None,
     with_page: bool = False,
     projection: str = "pca",
 ) -> dict:
@@ -91,7 +91,7 @@ def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[st
     return {name: utterances for name, utterances in models.items() if name in named}
 
 
-def read_calibration(path: str | Path) -> dict[str, tuple[float, float]]:
+def read_calibration(path: str | os.PathLike) -> dict[str, tuple[float, float]]:
     """Reads {kind of score: (scale, offset)} from another list's results.json; UserError if it is none."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
@@ -185,7 +185,7 @@ def notes(results: dict) -> list[str]:
     return lines
 
 
-def summary(results: dict, output: str | Path) -> str:
+def summary(results: dict, output: str | os.PathLike) -> str:
     """Summarises the results and says where each file is."""
     table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
     return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])

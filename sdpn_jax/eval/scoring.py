@@ -1,5 +1,6 @@
 """Embeddings and their cosine scores: reading, scoring the trials of a list, error rates."""
 
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -17,7 +18,7 @@ from sdpn_jax.eval.trials import Trials, read_text, trial_rows
 UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises for a damaged or pickled file
 
 
-def load_embeddings(path: str | Path) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
+def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
     """Reads embeddings float32 [N, D] and their N ids.
 
     `path` is an .npz with the arrays `embeddings` and `ids`, or a folder with embeddings.npy and ids.txt (one a line).
@@ -47,7 +48,7 @@ def load_embeddings(path: str | Path) -> tuple[Float32[np.ndarray, "N D"], list[
     return embeddings.astype(np.float32, copy=False), ids
 
 
-def load_seconds(path: str | Path) -> Real[np.ndarray, " N"] | None:
+def load_seconds(path: str | os.PathLike) -> Real[np.ndarray, " N"] | None:
     """Reads the lengths in seconds of the utterances of `load_embeddings`; None if they are missing."""
     path = Path(path)
     if path.is_dir():

@@ -1,6 +1,7 @@
 """Trial lists: reading every usual format, and finding each utterance they name among those at hand."""
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ def recognise(line: str) -> tuple[Form, bool] | None:
     return None
 
 
-def read_trials(path: str | Path) -> Trials:
+def read_trials(path: str | os.PathLike) -> Trials:
     """Reads a trial list; its first line shows which form it has.
 
     VoxCeleb and VoxSRC `1 enrol test`, Kaldi `enrol test target`, CN-Celeb `enrol test 1`, lists without labels `enrol
@@ -141,7 +142,7 @@ def read_trials(path: str | Path) -> Trials:
     return Trials(known, enrol, test, np.array(lines), str(path))
 
 
-def read_models(path: str | Path) -> dict[str, list[str]]:
+def read_models(path: str | os.PathLike) -> dict[str, list[str]]:
     """Reads {model: its enrolment utterances} from `model utterance [utterance ...]` lines; lines of one model add up.
 
     CN-Celeb's enroll.lst and enroll.map, Kaldi's spk2utt. Raises UserError for a file without such lines.
@@ -275,7 +276,7 @@ def _blame(trials: Trials, names: Iterable[str], what: str) -> str:
     return f"{count} name {what} ({len(first):,} utterances), first: {', '.join(shown)}"
 
 
-def _malformed(path: str | Path, number: int, line: str, form: Form) -> UserError:
+def _malformed(path: str | os.PathLike, number: int, line: str, form: Form) -> UserError:
     line = line.strip()
     shown = line if len(line) <= 200 else line[:200] + "..."
     columns = {form.enrol: "enrol", form.test: "test"}
@@ -289,7 +290,7 @@ def _malformed(path: str | Path, number: int, line: str, form: Form) -> UserErro
     return UserError(f"{path}, line {number}: not a trial: {shown!r}; wanted is {' or '.join(map(repr, wanted))}{hint}")
 
 
-def read_text(path: str | Path, what: str) -> str:
+def read_text(path: str | os.PathLike, what: str) -> str:
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:

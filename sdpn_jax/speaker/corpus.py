@@ -6,6 +6,7 @@ computed again, and several machines may share the parts among them. All devices
 
 import hashlib
 import json
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,7 +64,7 @@ class Written:
     reasons: Path
 
 
-def plan(sources: Sequence[str | Path]) -> list[Part]:
+def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
     """Divides recordings, audio folders, lists (.txt, wav.scp) and folders of shards into parts.
 
     The id of a recording that is named itself is its path as it was given. Raises UserError when two recordings of
@@ -104,7 +105,7 @@ def read_part(part: Part, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
             yield utterance_id, result
 
 
-def read_features(source: str | Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
+def read_features(source: str | os.PathLike, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a source; see `read_part`."""
     for part in plan([source]):
         yield from read_part(part, skipped)
@@ -135,7 +136,7 @@ def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:
     return np.concatenate([log_mel.mean(0), log_mel.std(0)])
 
 
-def embedding_function(model: str | Path, which: str = "teacher", step: int | None = None) -> tuple[Embed, str]:
+def embedding_function(model: str | os.PathLike, which: str = "teacher", step: int | None = None) -> tuple[Embed, str]:
     """Returns (function log-mels [T, F] -> embeddings float32 [N, D], digest of the model).
 
     model, which and step are as in `load_network`; `which` may also be "statistics", log_mel_statistics, which needs no
@@ -178,9 +179,9 @@ def embed_part(embed: Embed, part: Part, progress: tqdm) -> dict[str, np.ndarray
 
 
 def embed_corpus(
-    sources: Sequence[str | Path],
-    output: str | Path,
-    model: str | Path,
+    sources: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    model: str | os.PathLike,
     which: str = "teacher",
     step: int | None = None,
     crops: int = 0,
@@ -221,7 +222,7 @@ def embed_corpus(
     return join(paths, Path(output)) if task_count == 1 else None
 
 
-def parts_folder(output: str | Path) -> Path:
+def parts_folder(output: str | os.PathLike) -> Path:
     """Returns the folder in which the parts of an output wait to be joined."""
     return Path(f"{output}.parts")
 
@@ -247,7 +248,7 @@ def join(paths: list[Path], output: Path) -> Written:
     return Written(len(ids), embeddings.shape[1], output, len(skipped), skipped_path(output))
 
 
-def write_embeddings(output: str | Path, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
+def write_embeddings(output: str | os.PathLike, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
     """Writes one .npz if `output` ends in .npz, otherwise a folder with embeddings.npy, ids.txt and seconds.npy."""
     output = Path(output)
     embeddings = embeddings.astype(np.float32)
@@ -261,7 +262,7 @@ def write_embeddings(output: str | Path, ids: list[str], embeddings: np.ndarray,
     (output / "ids.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8", errors="surrogateescape")
 
 
-def skipped_path(output: str | Path) -> Path:
+def skipped_path(output: str | os.PathLike) -> Path:
     """Returns the path of the list of skipped recordings: beside an .npz, inside a folder."""
     output = Path(output)
     if output.suffix == ".npz":

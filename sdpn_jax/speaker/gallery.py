@@ -1,5 +1,6 @@
 """Named speakers in a small .npz file: who is enrolled, and who of them a recording sounds like."""
 
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def new(model: str) -> Gallery:
     return Gallery([], np.zeros((0, 0)), np.zeros(0, int), model)
 
 
-def read(path: str | Path, model: str) -> Gallery:
+def read(path: str | os.PathLike, model: str) -> Gallery:
     """Reads a gallery; UserError if it is none, or was made with a model of another fingerprint."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -78,7 +79,7 @@ def read(path: str | Path, model: str) -> Gallery:
     return Gallery(names.tolist(), sums, counts, model)
 
 
-def write(path: str | Path, gallery: Gallery) -> None:
+def write(path: str | os.PathLike, gallery: Gallery) -> None:
     """Writes a gallery, complete or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ DAMAGED = "damaged-checkpoints"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def manager(workdir: str | Path, keep: int = 3, keep_every: int = 0) -> ocp.CheckpointManager:
+def manager(workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0) -> Any:
     """Opens the manager of <workdir>/checkpoints, which writes in the background.
 
     It keeps the newest `keep` and, if `keep_every` is not 0, all whose step is a multiple of it.
@@ -28,7 +28,7 @@ def manager(workdir: str | Path, keep: int = 3, keep_every: int = 0) -> ocp.Chec
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
     )
-    return ocp.CheckpointManager(Path(workdir).absolute() / run.CHECKPOINTS, options=options)
+    return run.opened(workdir, options)
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def state_of(parts: dict[str, Any]) -> TrainState:
     return TrainState(student=parts["student"], teacher=parts["teacher"], **parts["rest"])
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, parts: dict[str, Any], config: dict[str, Any]) -> None:
+def save(checkpoints: Any, step: int, parts: dict[str, Any], config: dict[str, Any]) -> None:
     """Starts writing {part name: tree of arrays} under `step`; returns once the arrays are copied.
 
     The part `about` holds the config and the versions of everything that computed it.
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def resume(checkpoints: Any, templates: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Restores (parts, step) of the newest checkpoint that all processes can read; see `weights.run.restore`.
 
     Newer ones, which are damaged, are moved to <workdir>/damaged-checkpoints: the run will write these steps again.
@@ -66,7 +66,7 @@ def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tup
     damaged = [other for other in checkpoints.all_steps() if other > step]
     for other in damaged:
         if jax.process_index() == 0:
-            place = set_aside(Path(checkpoints.directory) / str(other))
+            place = set_aside(storage.place(checkpoints.directory) / str(other))
             logging.warning("going on from step %d; the damaged checkpoint of step %d is now %s", step, other, place)
     if damaged:
         sharding.all_agree(True)  # that they are gone, before anybody looks again
@@ -74,16 +74,14 @@ def resume(checkpoints: ocp.CheckpointManager, templates: dict[str, Any]) -> tup
     return parts, step
 
 
-def set_aside(checkpoint: Path) -> Path:
+def set_aside(checkpoint: storage.Place) -> storage.Place:
     """Moves a damaged checkpoint to a folder that says so, beside the others' folder, and returns its new place."""
-    folder = checkpoint.parent.parent / DAMAGED
-    folder.mkdir(exist_ok=True)
-    number = next(number for number in itertools.count() if not (folder / f"{checkpoint.name}-{number}").exists())
-    return checkpoint.rename(folder / f"{checkpoint.name}-{number}")
+    folder = storage.make_folder(checkpoint.parent.parent / DAMAGED)
+    taken = storage.names(folder)
+    number = next(number for number in itertools.count() if f"{checkpoint.name}-{number}" not in taken)
+    return storage.rename(checkpoint, folder / f"{checkpoint.name}-{number}")
 
 
-def write_config(workdir: str | Path, config: dict[str, Any]) -> None:
+def write_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
     """Writes the run's config beside its checkpoints, as <workdir>/config.json."""
-    path = Path(workdir) / run.CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_text(path, json.dumps(config, indent=2) + "\n")
+    storage.write_text(storage.make_folder(workdir) / run.CONFIG, json.dumps(config, indent=2) + "\n")

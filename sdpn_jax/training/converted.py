@@ -1,5 +1,6 @@
 """A run that begins from a checkpoint of the released PyTorch implementation."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) 
     )
 
 
-def to_workdir(source: str | Path, workdir: str | Path, step: int = 0) -> dict:
+def to_workdir(source: str | os.PathLike, workdir: str | os.PathLike, step: int = 0) -> dict:
     """Makes a training run of a released checkpoint, at `step`, and returns its config.
 
     The config says only what the weights do, and where they are from: a run that goes on may choose everything else.

@@ -1,8 +1,8 @@
 """The picture of a training run: losses, error rates, signs of collapse and schedules over the steps."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
@@ -37,7 +37,7 @@ PANELS = (
 )
 
 
-def plot_training(rows: Sequence[Mapping], path: str | Path) -> None:
+def plot_training(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
     """Draws a training run's losses, EER, signs of collapse and schedules over the steps into one file.
 
     rows: as in a run's metrics.jsonl, dicts with "step" and some of the keys of PANELS; every key that begins with

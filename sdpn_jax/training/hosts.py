@@ -6,12 +6,12 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.sharding import Mesh
 
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import INTERRUPTED, TERMINATED, USER_ERROR, Terminated, UserError, fault_of_machine
 from sdpn_jax.training import sharding
 
 JOIN_TIMEOUT_S = 300  # for all processes to arrive
@@ -54,51 +54,65 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
-def abandon(error: Exception) -> NoReturn:
+def abandon(error: BaseException) -> NoReturn:
     """Ends this process of several at once with one line; does not return.
 
     An orderly exit would first wait for the others, which wait for this process in the middle of a step.
     """
-    line = str(error).strip().splitlines()[0]
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    name, first_line = type(error).__name__, (str(error).strip().splitlines() or [""])[0]
+    line, code = fault_of_machine(error) or first_line or name, USER_ERROR
+    if isinstance(error, (KeyboardInterrupt, Terminated)):
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
+    elif isinstance(error, jax.errors.JaxRuntimeError):
         line += ". If another process of this run failed, its log says why; started again, the run resumes"
-    elif not isinstance(error, UserError):
+    elif not isinstance(error, UserError) and line == first_line:
         traceback.print_exception(error)
     print(f"error: process {jax.process_index()} cannot go on: {line}", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(code)
 
 
 NOTHING, SAVE, STOP = 0, 1, 2  # what a process can ask of the run
-STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop, saved, and can be resumed
 
 
 class Stopped(Exception):
-    """A run was asked to stop and has saved: at step `done` of `num_steps`."""
+    """A run was asked to stop and has saved: at step `done` of `num_steps`; `exit_code` is that of shells."""
 
-    def __init__(self, done: int, num_steps: int):
-        super().__init__(f"stopped by SIGTERM; saved at step {done} of {num_steps}, the same command resumes there")
+    def __init__(self, done: int, num_steps: int, by: int):
+        name = "Ctrl-C" if by == signal.SIGINT else "SIGTERM"
+        super().__init__(f"stopped by {name}; saved at step {done} of {num_steps}, the same command resumes there")
+        self.exit_code = 128 + by
 
 
 class Requests:
-    """What this process asks of the run: a checkpoint every so many minutes, the last one after SIGTERM.
+    """What this process asks of the run: a checkpoint every so many minutes, the last one after SIGTERM or Ctrl-C.
 
-    A context: inside it SIGTERM no longer ends the process. All processes act on the largest of their requests, so
-    that all of them save, and stop, after the same step.
+    A context: inside it neither ends the process, but for a second Ctrl-C. All processes act on the largest of their
+    requests, so that all of them save, and stop, after the same step. signal: the one that came, or SIGTERM.
     """
 
     def __init__(self, checkpoint_minutes: float):
         self._period = 60 * checkpoint_minutes or float("inf")
-        self._saved, self._stop = time.monotonic(), False
+        self._saved, self._stop, self._interrupted = time.monotonic(), False, False
+        self._previous: dict[int, Any] = {}
+        self.signal: int = signal.SIGTERM
 
     def __enter__(self) -> "Requests":
-        self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # whoever started us in the background wants it ignored
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _on_sigterm(self, *_) -> None:
-        self._stop = True
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            print("stopping after this step and a checkpoint; a second Ctrl-C ends at once", file=sys.stderr)
+        self._stop, self.signal = True, number
 
     def saved(self) -> None:
         """Restarts the clock, as a checkpoint has just been made."""

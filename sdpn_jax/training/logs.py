@@ -14,6 +14,8 @@ from tensorboardX import SummaryWriter
 
 from sdpn_jax import storage
 
+METRICS = "metrics.jsonl"
+
 
 class Timer:
     """Speed since the first step, which compiles and does not count."""
@@ -41,13 +43,19 @@ class Timer:
 
 
 class MetricsWriter:
-    """Writes scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again."""
+    """Writes scalars to <workdir>/metrics.jsonl and TensorBoard; a resumed run first drops what it will write again.
 
-    def __init__(self, workdir: Path, first_step: int):
-        self._path = workdir / "metrics.jsonl"
+    folder: where files can be written bit by bit; for a workdir in a bucket one of this machine, sent by `send`.
+    """
+
+    def __init__(self, workdir: storage.Place, first_step: int):
+        self._outbox = storage.Outbox(workdir)
+        self.folder = self._outbox.folder
+        self._outbox.fetch(METRICS)
+        self._path = self.folder / METRICS
         rows = [row for row in read_rows(self._path) if row["step"] <= first_step]
         storage.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._board = SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(self.folder), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Adds one row of scalars."""
@@ -61,10 +69,19 @@ class MetricsWriter:
         of_step = [row for row in read_rows(self._path) if row["step"] == step]
         return not any(name.startswith(("eer_percent/", "crop_eer_percent")) for row in of_step for name in row)
 
-    def close(self) -> list[dict]:
-        """Closes the files and returns all rows, including those from before a restart."""
-        self._board.close()
+    def rows(self) -> list[dict]:
+        """Returns all rows, including those from before a restart."""
         return read_rows(self._path)
+
+    def send(self) -> None:
+        """Makes sure that all rows are where the workdir is."""
+        self._board.flush()
+        self._outbox.send()
+
+    def close(self) -> None:
+        """Closes the files and sends them."""
+        self._board.close()
+        self._outbox.close()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -1,8 +1,8 @@
 """The training loop, readable from top to bottom: data, state, steps, logs, checkpoints, evaluation."""
 
-from contextlib import closing
+import os
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +12,12 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from sdpn_jax import config as configs
+from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.data import device, pipeline
 from sdpn_jax.data.shards import Shards, open_shards
 from sdpn_jax.models.network import Network, network_of
-from sdpn_jax.training import checkpoint, curves, hosts, sharding
+from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, sharding
 from sdpn_jax.training.evaluation import Evaluator
 from sdpn_jax.training.health import CollapseWatch, stop_if_not_finite
 from sdpn_jax.training.logs import MetricsWriter, Timer, interval_means, log_progress
@@ -55,57 +56,57 @@ class Log:
             log_progress(done, self.program.num_steps, row, self.batch_size, self.timer)
 
 
-def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
+def train_and_evaluate(
+    config: Config, workdir: str | os.PathLike, extend: bool = False, skip_damaged: bool = False
+) -> dict:
     """Trains as `config` says, resuming from the newest checkpoint in `workdir`; returns the last row of metrics.
 
-    Raises UserError for a config that cannot work, before anything is written, and for numbers that are not finite;
-    hosts.Stopped when SIGTERM came, after a checkpoint.
+    extend: a run that is there may go on with another schedule; skip_damaged: damaged records are left out. Raises
+    UserError for a config that cannot work, before anything is written, for a workdir in use, and for numbers that are
+    not finite; hosts.Stopped when SIGTERM or Ctrl-C came, after a checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = storage.place(workdir)
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
-    shards = open_shards(config.data_dir)
+    shards = open_shards(config.data_dir, skip_damaged)
     configs.check_data(config, shards.utterances, shards.store)
-    if earlier := run.read_config(workdir):
-        configs.check_same_run(config, earlier, workdir)
     network, views = network_of(config.model), pipeline.Views(**config.views)
-    is_first_process = jax.process_index() == 0
-    evaluates = bool(config.eval.trials or config.held_out)
-    evaluator = evaluator_of(config, network, shards) if evaluates and is_first_process else None
-    if is_first_process:
-        checkpoint.write_config(workdir, configs.as_json(config))
-
     bank, make_views = device.views_of_step(shards, config.seed, views)
     per_epoch = pipeline.steps_per_epoch(shards.utterances - config.held_out, config.batch_size)
     program = program_of(config, network, mesh, per_epoch, make_views, view_shapes(config.batch_size, views))
-    state = program.init()
-    tell_sizes(state, program, shards, per_epoch, mesh)
-    checkpoints = checkpoint.manager(workdir, config.keep_checkpoints, config.keep_every)
-    first_step = 0
-    if checkpoints.latest_step() is not None:
-        parts, first_step = checkpoint.resume(checkpoints, checkpoint.parts_of(state))
-        state = checkpoint.state_of(parts)
-        logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
+    weights = check_past(config, workdir, shards, program, extend)
+    is_first_process = jax.process_index() == 0
+    evaluates = bool(config.eval.trials or config.held_out)
+    evaluator = evaluator_of(config, network, shards) if evaluates and is_first_process else None
 
-    writer = MetricsWriter(workdir, first_step) if is_first_process else None
-    log = Log(program, checkpoints, config.batch_size, writer, CollapseWatch(program.warmup_steps))
+    with ExitStack() as ending:
+        held = ending.enter_context(lock.of(workdir)) if is_first_process else None
+        requests = ending.enter_context(hosts.Requests(config.checkpoint_minutes))
+        checkpoints = checkpoint.manager(workdir, config.keep_checkpoints, config.keep_every)
+        ending.callback(checkpoints.close)
+        state, first_step = begin(config, workdir, program, shards, weights, checkpoints, mesh)
+        tell_sizes(state, program, shards, per_epoch, mesh)
+        writer = ending.enter_context(closing(MetricsWriter(workdir, first_step))) if is_first_process else None
+        log = Log(program, checkpoints, config.batch_size, writer, CollapseWatch(program.warmup_steps))
 
-    def evaluate(done: int, state: TrainState) -> None:
-        teacher = sharding.gather(state.teacher, mesh)  # by all processes
-        if evaluator and writer:
-            writer.write(done, evaluator(teacher))
+        def evaluate(done: int, state: TrainState) -> None:
+            teacher = sharding.gather(state.teacher, mesh)  # by all processes
+            if evaluator and writer:
+                writer.write(done, evaluator(teacher))
 
-    if evaluates and evaluation_is_due(first_step, config, program, writer, mesh):
-        evaluate(first_step, state)
-    stopped_at = run_steps(config, state, first_step, shards, views, bank, mesh, log, evaluate if evaluates else None)
-    checkpoints.wait_until_finished()
-    checkpoints.close()
-    rows = writer.close() if writer else []
-    if stopped_at is not None:
-        raise hosts.Stopped(stopped_at, program.num_steps)
+        if evaluates and evaluation_is_due(first_step, config, program, writer, mesh):
+            evaluate(first_step, state)
+        stopped_at = run_steps(
+            config, state, first_step, shards, views, bank, mesh, log, requests, held, evaluate if evaluates else None
+        )
+        checkpoints.wait_until_finished()
+        rows = writer.rows() if writer else []
+        if stopped_at is not None:
+            raise hosts.Stopped(stopped_at, program.num_steps, requests.signal)
+        if rows:
+            curves.plot_training(rows, workdir / "training.png")
     if rows:
-        curves.plot_training(rows, workdir / "training.png")
         logging.info(
             "written in %s: checkpoints/, metrics.jsonl, training.png, and for TensorBoard event files (--logdir=%s)",
             workdir,
@@ -114,9 +115,42 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict:
     return rows[-1] if rows else {}
 
 
+def check_past(config: Config, workdir: storage.Place, shards: Shards, program: Program, extend: bool) -> Any:
+    """Checks that a run in the workdir may go on with this config; reads the weights that a new one begins from.
+
+    Returns what `beginning.read` does, or None. Raises UserError otherwise.
+    """
+    reached = max(run.steps_of(workdir), default=None)
+    if reached is None:
+        return beginning.read(config.init_from, config.init_networks) if config.init_from else None
+    history.check(config, workdir, shards.fingerprint(), extend)
+    history.check_end(reached, program.num_steps)
+    return None
+
+
+def begin(
+    config: Config, workdir: storage.Place, program: Program, shards: Shards, weights: Any, checkpoints: Any, mesh: Mesh
+) -> tuple[TrainState, int]:
+    """Returns the state from which a run goes on, or begins, and its step; writes down how it came to be."""
+    state, first_step, origin = program.init(), 0, None
+    if checkpoints.latest_step() is not None:
+        parts, first_step = checkpoint.resume(checkpoints, checkpoint.parts_of(state))
+        state = checkpoint.state_of(parts)
+        logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
+    elif weights:
+        found, origin = weights
+        state, left = beginning.put_in(state, found, config.init_from)
+        state = jax.device_put(state, sharding.state_sharding(mesh, state))
+        origin["drawn_anew"] = left
+        logging.info("begun from the weights of %s", config.init_from)
+    if jax.process_index() == 0:
+        history.record(configs.as_json(config), workdir, first_step, shards.fingerprint(), origin)
+    return state, first_step
+
+
 def run_steps(
     config: Config, state: TrainState, first_step: int, shards: Shards, views: pipeline.Views, bank: dict,
-    mesh: Mesh, log: Log, evaluate,
+    mesh: Mesh, log: Log, requests: hosts.Requests, held: lock.Lock | None, evaluate,
 ) -> int | None:  # fmt: skip
     """Runs the steps from `first_step` to the last one, or until the run is asked to stop, and returns that step.
 
@@ -129,14 +163,9 @@ def run_steps(
         shards, config.batch_size, config.seed, views, jax.process_index(), jax.process_count(), config.held_out
     )
     batches = pipeline.batches(shares, first_step, config.workers)
-    profiler = Profiler(Path(log.checkpoints.directory).parent, first_step, config.profile and log.writer is not None)
+    profiler = Profiler(log.writer.folder if log.writer else None, first_step, config.profile)
     step_function, pending, request = None, None, hosts.NOTHING
-    with (
-        jax.transfer_guard("disallow"),
-        hosts.Requests(config.checkpoint_minutes) as requests,
-        closing(batches),
-        closing(profiler),
-    ):
+    with jax.transfer_guard("disallow"), closing(batches), closing(profiler):
         for step in range(first_step, num_steps):
             done = step + 1
             profiler.before(step)
@@ -161,6 +190,9 @@ def run_steps(
                 log.take(*pending)
                 pending = None
             if saves:
+                if held and log.writer:
+                    held.check()
+                    log.writer.send()
                 checkpoint.save(log.checkpoints, done, checkpoint.parts_of(state), config_json)
                 requests.saved()
             if request == hosts.STOP:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sdpn_jax.models.head import l2_normalise
@@ -58,11 +59,15 @@ def balanced_targets(
     offset += log(1 - rate + rate K usage), usage being the batch's mean target with the offset as it came. On a fixed
     set of samples it settles where all prototypes are used equally, which is Sinkhorn's solution of entropic optimal
     transport; taken one step a batch, as here, it is Online Sinkhorn (Mensch and Peyre, arXiv 2003.01415) and
-    balances over many batches, where Sinkhorn's iterations balance within each.
+    balances over many batches, where Sinkhorn's iterations balance within each. In the log domain, so that a prototype
+    that no sample uses keeps a finite offset at rate 1 too.
     """
     logits = jax.lax.stop_gradient(cosines) / (temperature * sharpening)
-    usage = jax.nn.softmax(logits - offset, axis=-1).mean(0)
-    offset = offset + jnp.log(1 - rate + rate * logits.shape[-1] * usage)
+    samples, prototypes = logits.shape
+    log_usage = jax.nn.logsumexp(jax.nn.log_softmax(logits - offset, axis=-1), axis=0) - np.log(samples)
+    with np.errstate(divide="ignore"):  # rates 0 and 1
+        log_kept, log_moved = np.log1p(-rate), np.log(rate * prototypes)
+    offset = offset + jnp.logaddexp(log_kept, log_moved + log_usage)
     return jax.nn.softmax(logits - offset, axis=-1), offset
 
 

@@ -1,4 +1,8 @@
-"""Schedules, and SGD with per-tensor clipping and selective weight decay."""
+"""Schedules, and SGD with per-tensor clipping, selective weight decay and rates by the names of parameters."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +13,19 @@ Tensor = Float[Array, "..."]
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Schedules the learning rate: linear from 0 to `peak` over the warm-up, then a cosine to `final` at the end.
+    """Schedules the learning rate: linear from 0 to `peak` over the warm-up, then a cosine to `final` at the last step.
 
-    The warm-up must be shorter than the run.
+    Steps count from 0, so that the last one is total_steps - 1. The warm-up must be shorter than the run.
     """
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, final)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(total_steps - 1, warmup_steps + 1), final)
 
 
 def ema_momentum(first: float, last: float, total_steps: int) -> optax.Schedule:
-    """Schedules the teacher's momentum: a cosine from `first` to `last` (BYOL, arXiv 2006.07733, section 3.2)."""
-    share_of_first = optax.cosine_decay_schedule(1.0, total_steps)
+    """Schedules the teacher's momentum: a cosine from `first` to `last`, which the last step, total_steps - 1, has.
+
+    BYOL, arXiv 2006.07733, section 3.2.
+    """
+    share_of_first = optax.cosine_decay_schedule(1.0, max(total_steps - 1, 1))
     return lambda step: last - (last - first) * share_of_first(step)
 
 
@@ -48,12 +55,15 @@ def sgd(
     clip_norm: float,
     clip_scope: str = "tensor",
     prototype_multiplier: float = 1.0,
+    encoder_multiplier: float = 1.0,
+    freeze: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Makes the optimizer of {"network": ..., "prototypes": ...}.
 
     Network: clipping, then weight decay on tensors of two or more dimensions, then momentum. Prototypes: momentum
     alone, learning rate times `prototype_multiplier` (0: they stay as they were drawn). Both as PyTorch's SGD without
-    Nesterov: v <- momentum v + g, w <- w - rate v.
+    Nesterov: v <- momentum v + g, w <- w - rate v. The encoder's learning rate is times `encoder_multiplier`;
+    parameters that `freeze` names (see `frozen`) stay as they are.
     """
     network = optax.chain(
         clip(clip_norm, clip_scope),
@@ -65,6 +75,38 @@ def sgd(
         optax.trace(momentum),
         optax.scale_by_learning_rate(lambda step: prototype_multiplier * learning_rate(step)),
     )
-    return optax.partition(
+    both = optax.partition(
         {"network": network, "prototypes": prototypes}, {"network": "network", "prototypes": "prototypes"}
     )
+    if encoder_multiplier == 1 and not freeze:
+        return both
+
+    def factor(name: str) -> float:
+        return 0.0 if frozen(name, freeze) else encoder_multiplier if name.startswith("encoder/") else 1.0
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        updates, state = both.update(updates, state, params)
+        return map_named(lambda name, tensor: factor(name) * tensor, updates), state
+
+    return optax.GradientTransformation(both.init, update)  # its state has one form, whatever is frozen
+
+
+def frozen(name: str, freeze: Sequence[str]) -> bool:
+    """Tells whether a name, such as encoder/tdnn/conv/kernel, fits one of the patterns, as file names do."""
+    return any(fnmatchcase(name, pattern) for pattern in freeze)
+
+
+def hold(params: Any, freeze: Sequence[str]) -> Any:
+    """Lets no gradient flow into the parameters that `freeze` names, so that none is computed."""
+    held = lambda name, x: jax.lax.stop_gradient(x) if frozen(name, freeze) else x  # noqa: E731
+    return map_named(held, params) if freeze else params
+
+
+def map_named(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """Maps function(name, array) over {"network": ..., "prototypes": ...}; see `name_of` for the names."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: function(name_of(path), x), params)
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """Names a parameter by its place in the tree: encoder/..., head/... or prototypes."""
+    return "/".join(str(key.key) for key in path).removeprefix("network/")

@@ -9,10 +9,10 @@ FIRST, LAST = 10, 20  # steps of this start: the first ones compile and fill the
 
 
 class Profiler:
-    """Records the steps FIRST to LAST after a start; does nothing where it is not `on`."""
+    """Records the steps FIRST to LAST after a start; does nothing where it is not `on` or has no workdir."""
 
-    def __init__(self, workdir: Path, first_step: int, on: bool):
-        self._workdir, self._on, self._recording = workdir, on, False
+    def __init__(self, workdir: Path | None, first_step: int, on: bool):
+        self._workdir, self._on, self._recording = workdir, on and workdir is not None, False
         self._first, self._last = first_step + FIRST, first_step + LAST
 
     def before(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """What a config computes on a mesh: the jitted beginning and step of a run, and the form its metrics leave in."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sdpn_jax.config import Config, run_length
+from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import MEL_BINS, Network
 from sdpn_jax.training import optim, sharding
 from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
@@ -46,7 +47,7 @@ def program_of(
     """Builds the program of a config for the devices of `mesh`.
 
     make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F]}; views: jax.ShapeDtypeStructs
-    of these.
+    of these. Raises UserError for a pattern in `freeze` that names no parameter.
     """
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
@@ -58,10 +59,14 @@ def program_of(
         config.clip_norm,
         config.clip_scope,
         config.prototype_multiplier,
+        config.encoder_multiplier,
+        config.freeze,
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)
-    step_on_views = make_train_step(network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches)
+    step_on_views = make_train_step(
+        network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches, config.freeze
+    )
 
     def init() -> TrainState:
         return init_state(network, config.num_prototypes, optimizer, config.seed)
@@ -71,6 +76,7 @@ def program_of(
         return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
 
     state = jax.eval_shape(init)
+    check_patterns(config.freeze, {"network": state.student["params"], "prototypes": state.prototypes})
     shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views)[1].items()}
     of_state, everywhere = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
     return Program(
@@ -86,6 +92,14 @@ def program_of(
         warmup_steps=warmup_steps,
         peak_learning_rate=peak,
     )
+
+
+def check_patterns(freeze: Sequence[str], params: Any) -> None:
+    """Raises UserError for a pattern that names none of the parameters."""
+    names = [optim.name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in freeze:
+        if not any(optim.frozen(name, [pattern]) for name in names):
+            raise UserError(f"freeze={pattern!r} names no parameter: they are called {names[0]} ... {names[-1]}")
 
 
 def view_shapes(batch_size: int, views: Any) -> dict[str, jax.ShapeDtypeStruct]:

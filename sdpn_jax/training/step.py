@@ -1,6 +1,6 @@
 """The pure training step of SDPN and its state: `state, batch -> state, metrics`, and nothing hidden anywhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sdpn_jax.models.network import Network, initial_variables
-from sdpn_jax.training import losses
+from sdpn_jax.training import losses, optim
 from sdpn_jax.training.health import health
 
 # Log-mel views of B utterances; Tg and Tl frames.
@@ -136,15 +136,18 @@ def make_train_step(
     learning_rate: optax.Schedule,
     teacher_momentum: optax.Schedule,
     microbatches: int = 1,
+    freeze: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the step, a pure function of state and views.
 
-    `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`.
+    `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`; `freeze` see
+    `optim.sgd`, which must know it too.
     """
 
     def loss_fn(
         params: dict, state: TrainState, local_views: Float[Array, "B V T F"], targets: Float[Array, "B G K"]
     ) -> tuple[losses.Scalar, tuple]:
+        params = optim.hold(params, freeze)
         variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
         embedding, projection, batch_stats = forward(network, variables, local_views, microbatches)
         log_p = losses.student_log_probability(

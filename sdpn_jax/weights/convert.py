@@ -1,5 +1,6 @@
 """A run's weights under the names of the released PyTorch implementation."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -10,7 +11,9 @@ from sdpn_jax import storage
 from sdpn_jax.weights import run, sdpn_names
 
 
-def to_safetensors(workdir: str | Path, output: str | Path, which: str = "teacher", step: int | None = None) -> int:
+def to_safetensors(
+    workdir: str | os.PathLike, output: str | os.PathLike, which: str = "teacher", step: int | None = None
+) -> int:
     """Writes encoder and head of a run's "teacher" or "student" under the released names; returns their step.
 
     Raises UserError when there is no run or no checkpoint of `step` (default: the newest).

@@ -1,6 +1,7 @@
 """A training run's network as a folder to keep and share, with what people want to know of it in its model card."""
 
 import json
+import os
 from pathlib import Path
 
 from sdpn_jax.data.shards import read_metadata
@@ -8,7 +9,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.weights import model_folder, run
 
 
-def read_results(path: str | Path) -> dict:
+def read_results(path: str | os.PathLike) -> dict:
     """Reads the results.json of a scored list with labels; UserError if it is none."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -19,20 +20,32 @@ def read_results(path: str | Path) -> dict:
         raise UserError(f"--results={path} is not the results.json of a scored list with labels") from None
 
 
-def facts(config: dict, which: str, step: int, results: dict | None) -> dict[str, str]:
-    """Collects what people want to know about a model."""
+def facts(config: dict, history: list[dict], which: str, step: int, results: dict | None) -> dict[str, str]:
+    """Collects what people want to know about a model; history: as `run.read_history` gives it."""
     about = {"weights": f"{which}, step {step:,}"}
     if "converted_from" in config:
         about["converted from"] = f"{config['converted_from']}, a checkpoint of the released PyTorch code"
     else:
         about["weights"] += f" of batches of {config['batch_size']}"
         about["trained on"] = source_of(config["data_dir"])
+        if origins := [entry["origin"] for entry in history if "origin" in entry]:
+            about["begun from"] = described(origins[0])
     if results:
         about["equal error rate"] = (
             f"{results['eer_percent']:.2f} % on {results['trials']:,} trials of {Path(results['trials_file']).name}"
         )
         about["threshold there"] = f"cosine {results['threshold_at_eer']:.4f}"
     return about
+
+
+def described(origin: dict) -> str:
+    """Says in words what weights a run began from, and what those began from."""
+    if "step" not in origin:
+        return f"{origin['source']} (fingerprint {origin['fingerprint'][:12]})"
+    earlier = [described(entry["origin"]) for entry in origin.get("history", []) if "origin" in entry]
+    networks = "student and teacher" if origin["networks"] == "both" else "teacher"
+    of = f"the {networks} of step {origin['step']:,} of {origin['source']} (fingerprint {origin['fingerprint'][:12]})"
+    return of + (f", itself begun from {earlier[0]}" if earlier else "")
 
 
 def source_of(data_dir: str) -> str:
@@ -45,11 +58,11 @@ def source_of(data_dir: str) -> str:
 
 
 def export_model(
-    workdir: str | Path,
-    output: str | Path,
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
     which: str = "teacher",
     step: int | None = None,
-    results_path: str | Path | None = None,
+    results_path: str | os.PathLike | None = None,
     license: str = "unknown",
 ) -> dict:
     """Writes the model folder of a run's "teacher" or "student" and returns the facts of its card.
@@ -61,7 +74,7 @@ def export_model(
     results = read_results(results_path) if results_path else None
     _, variables, step = run.read_network(workdir, step, which)
     config = run.read_config(workdir) or {}
-    about = facts(config, which, step, results)
+    about = facts(config, run.read_history(workdir), which, step, results)
     threshold = results["threshold_at_eer"] if results else None
     model_folder.write_model(output, config["model"], variables, about, threshold, license)
     return about

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ speakers, languages, rooms and microphones.
 
 
 def write_model(
-    folder: str | Path, model: Mapping, variables: Mapping, about: Mapping, threshold: float | None, license: str
+    folder: str | os.PathLike, model: Mapping, variables: Mapping, about: Mapping, threshold: float | None, license: str
 ) -> None:
     """Writes a model folder.
 
@@ -77,7 +78,7 @@ def write_model(
     storage.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def is_model(folder: str | Path) -> bool:
+def is_model(folder: str | os.PathLike) -> bool:
     """Tells whether `write_model` wrote this folder, or began to."""
     return (Path(folder) / WEIGHTS).exists()
 
@@ -90,7 +91,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read ({error}); export the model again") from None
 
 
-def read_model(folder: str | Path) -> tuple[Network, dict, dict]:
+def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     """Reads (network, variables, content of config.json) of a model folder; UserError if something does not fit."""
     folder = Path(folder)
     try:

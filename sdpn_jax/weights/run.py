@@ -1,6 +1,7 @@
 """A training run as others read it: its config.json and the networks in its checkpoints. Reading writes nothing."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.weights.bucket import BucketCheckpoints
 
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+CONFIG, CHECKPOINTS, HISTORY = "config.json", "checkpoints", "history.json"
 DAMAGED = (ValueError, KeyError, TypeError, FileNotFoundError)  # what Orbax raises for files cut, garbled or missing
 OUT_OF_REACH = (OSError, RuntimeError, MemoryError)  # of which JAX's errors are a kind: out of memory, a lost host
 # How TensorStore begins the ValueError of a file system that does not answer.
@@ -28,17 +31,61 @@ NOT_ANSWERING = (
 RETRIES, FIRST_PAUSE_S = 3, 2.0
 
 
-def read_config(workdir: str | Path) -> dict[str, Any] | None:
+def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
     """Reads the config that the run in this workdir was started with; None if there is no run."""
-    path = Path(workdir) / CONFIG
+    path = storage.place(workdir) / CONFIG
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        config = json.loads(storage.read_text(path)) if storage.exists(path) else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): put back the config.json of this run") from error
+    if config is not None and not isinstance(config, dict):
+        raise UserError(f"{path} is not the config of a training run")
+    return config
+
+
+def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads how a run came to be, oldest first; see training/history.py. Empty for runs of earlier versions."""
+    path = storage.place(workdir) / HISTORY
+    try:
+        entries = json.loads(storage.read_text(path)) if storage.exists(path) else []
+        if not all(isinstance(entry["step"], int) for entry in entries):
+            raise ValueError("a step is no number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the run forgets how it came to be") from error
+    return entries
+
+
+def steps_of(workdir: str | os.PathLike) -> list[int]:
+    """Lists the steps of a run's checkpoints, oldest first, complete ones alone."""
+    folder = storage.place(workdir) / CHECKPOINTS
+    if not storage.is_folder(folder):
+        return []
+    with open_to_read(workdir) as checkpoints:
+        return sorted(checkpoints.all_steps())
+
+
+def opened(workdir: str | os.PathLike, options: ocp.CheckpointManagerOptions) -> Any:
+    """Opens a run's checkpoints: ocp.CheckpointManager, or what does its work where Orbax cannot write.
+
+    Raises UserError for several processes on a bucket that Orbax cannot write to.
+    """
+    folder = storage.place(workdir) / CHECKPOINTS
+    if not storage.is_bucket(folder):
+        return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    if jax.process_count() == 1:
+        return BucketCheckpoints(folder, options)
+    if not str(folder).startswith("gs://"):
+        raise UserError(f"{workdir}: several processes can write checkpoints to gs:// or a shared folder alone")
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def open_to_read(workdir: str | os.PathLike) -> Any:
+    """Opens a run's checkpoints, of which there must be a folder, to read."""
+    return opened(workdir, ocp.CheckpointManagerOptions(create=False))
 
 
 def restore(
-    checkpoints: ocp.CheckpointManager,
+    checkpoints: Any,
     templates: dict[str, Any],
     step: int | None = None,
     agree: Callable[[bool], bool] = bool,
@@ -92,7 +139,7 @@ def _read_again_and_again(read: Callable[[], Any]) -> tuple[Any, bool, str]:
 
 
 def read_network(
-    workdir: str | Path, step: int | None = None, which: str = "teacher"
+    workdir: str | os.PathLike, step: int | None = None, which: str = "teacher"
 ) -> tuple[Network, dict[str, Any], int]:
     """Reads network, variables and step of a training run: its "teacher" or "student", or the network "untrained".
 
@@ -104,16 +151,15 @@ def read_network(
     try:
         network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{Path(workdir) / CONFIG} is not the config of a training run ({error!r})") from error
+        raise UserError(f"{storage.place(workdir) / CONFIG} is not the config of a training run ({error!r})") from error
     if which == "untrained":
         return network, initial_variables(network, seed), 0
-    folder = Path(workdir).absolute() / CHECKPOINTS
-    if not folder.is_dir():
+    folder = storage.place(workdir) / CHECKPOINTS
+    if not storage.is_folder(folder):
         raise UserError(f"no checkpoint in {folder}: there is none yet")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
     template = jax.eval_shape(lambda: initial_variables(network, seed))
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(folder, options=options) as checkpoints:
+    with open_to_read(workdir) as checkpoints:
         parts, step = restore(checkpoints, {which: template}, step)
     return network, parts[which], step

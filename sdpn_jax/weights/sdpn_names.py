@@ -1,8 +1,8 @@
 """Names and layout of the released PyTorch implementation's weights, and of this project's: one into the other."""
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -89,7 +89,7 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
     return sizes, unflatten_dict({path: _layout(path, np.asarray(state[name])) for name, path in names.items()})
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict, dict, dict, np.ndarray]:
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray]:
     """Reads (sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
 
     Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not

@@ -9,6 +9,7 @@ the features itself, and gives embeddings [batch, D], on CPU, CUDA, ROCm and TPU
     embedding = encoder.call(samples[None])[0]
 """
 
+import os
 from pathlib import Path
 
 import jax
@@ -35,7 +36,7 @@ def serialise(network: Network, variables: dict) -> bytes:
     return bytes(exported.serialize())
 
 
-def write(path: str | Path, network: Network, variables: dict) -> int:
+def write(path: str | os.PathLike, network: Network, variables: dict) -> int:
     """Writes `serialise` of the network to a file; returns its size in bytes."""
     content = serialise(network, variables)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Reads what `torch.save` wrote, without PyTorch and without running anything that a pickle may ask for."""
 
 import math
+import os
 import pickle
 import zipfile
 import zlib
@@ -161,7 +162,7 @@ class Reader(pickle.Unpickler):
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[dict]:
+def opened(path: str | os.PathLike) -> Iterator[dict]:
     """Opens the dictionary that `torch.save` wrote to a file; each tensor is a Tensor, to be read while it is open.
 
     Raises UserError, with what to do, for a file that is missing, damaged, of another kind, or not of tensors alone.

@@ -41,7 +41,8 @@ def shards(tmp_path_factory):
         writers[i % 2].write(records.encode(item))
     for writer in writers:
         writer.close()
-    entries = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
+    sizes = [(folder / name).stat().st_size for name in names]
+    entries = [{"name": n, "bytes": size, "utterances": u} for n, size, u in zip(names, sizes, (6, 5), strict=True)]
     metadata = {"format_version": records.VERSION, "features": dataclasses.asdict(features.DEFAULT), "shards": entries}
     (folder / "metadata.json").write_text(json.dumps({**metadata, "utterances": 11}))
     return open_shards(folder)

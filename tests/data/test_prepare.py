@@ -83,7 +83,7 @@ def test_an_interrupted_preparation_goes_on(prepared, corpus, tmp_path):
     for name, data in contents(prepared[0]).items():
         (tmp_path / name).write_bytes(data)
     shards = sorted(tmp_path.glob("*.array_record"))
-    shards[3].rename(shards[3].with_suffix(".tmp"))  # as a kill leaves it
+    shards[3].rename(shards[3].with_name(f".{shards[3].name}.0123.tmp"))  # as a kill leaves it
     shards[5].with_suffix(".json").unlink()
     (tmp_path / "metadata.json").unlink()
     kept = shards[0].stat().st_mtime_ns
@@ -166,9 +166,62 @@ def test_two_machines_and_a_closing_step_write_the_same_bytes(prepared, corpus, 
     assert "--task_index=2 must be from 0" in run("--task_index=2", "--task_count=2").stderr
 
 
-def test_tasks_of_kubernetes():
+def slurm(number, first, last, count, step=1):
+    told = {"ID": number, "MIN": first, "MAX": last, "COUNT": count, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
+def test_tasks_of_kubernetes_and_of_nobody():
     assert prepare.task_from_environment({"JOB_COMPLETION_INDEX": "3", "TASK_COUNT": "8"}) == (3, 8)
     assert prepare.task_from_environment({}) == (0, 1)
+    assert prepare.task_from_environment({}, 4) == (0, 4)
+
+
+@pytest.mark.parametrize("first, last, step", [(0, 15, 1), (1, 8, 1), (0, 14, 2), (5, 5, 1), (3, 12, 3)])
+def test_every_task_of_a_slurm_array_has_a_share_of_its_own(first, last, step):
+    numbers = range(first, last + 1, step)
+    shares = [prepare.task_from_environment(slurm(n, first, last, len(numbers), step)) for n in numbers]
+    assert shares == [(index, len(numbers)) for index in range(len(numbers))]
+
+
+def test_a_slurm_array_that_repeats_some_tasks():
+    """sbatch --array=3,7 after two of 16 tasks failed."""
+    for number in (3, 7):
+        environment = slurm(number, 3, 7, 2)
+        with pytest.raises(UserError, match="not evenly spaced: .*--task_count"):
+            prepare.task_from_environment(environment)
+        assert prepare.task_from_environment(environment, 16) == (number, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds worker processes in /proc")
+@pytest.mark.parametrize("by, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_the_command(tmp_path, by, code):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(40):
+        soundfile.write(tmp_path / "in" / f"{i}.wav", rng.normal(0, 0.1, 600_000), 16000)
+    command = command_of(tmp_path / "in", tmp_path, "--workers=2", "--augmentations=8")
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 # a script's & has it ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default)
+    while len(list(tmp_path.glob(".*.tmp"))) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(by)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    deadline = time.time() + 20
+    while workers := [pid for pid in os.listdir("/proc") if pid.isdigit() and in_session(int(pid), process.pid)]:
+        assert time.time() < deadline, workers
+        time.sleep(0.1)
+
+
+def in_session(pid: int, leader: int) -> bool:
+    try:
+        return os.getsid(pid) == leader
+    except ProcessLookupError:
+        return False
 
 
 def test_the_estimate_writes_nothing(corpus, monkeypatch):
@@ -220,7 +273,7 @@ def test_a_killed_worker_ends_the_command(tmp_path):
         soundfile.write(tmp_path / "in" / f"{i}.wav", rng.normal(0, 0.1, 300_000), 16000)
     command = command_of(tmp_path / "in", tmp_path, "--workers=1")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("*.tmp")):
+    while not list(tmp_path.glob(".*.tmp")):
         assert process.poll() is None, "it ended before its worker was killed"
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

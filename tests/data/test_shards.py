@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import pickle
+import shutil
 
+import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from sdpn_jax.data import features, records, shards
 from sdpn_jax.errors import UserError
@@ -65,3 +69,71 @@ def test_the_fingerprint_is_of_the_data_not_of_its_place(tmp_path):
 
     assert fingerprint("one") == fingerprint("moved", source="elsewhere")
     assert fingerprint("other", seed=1) != fingerprint("another", seed=2)
+
+
+@pytest.fixture
+def two_shards(tmp_path):
+    """Two shards of waveforms, u0, u2, u4 and u1, u3, u5, whose samples are their number."""
+    entries = []
+    for shard in range(2):
+        path = tmp_path / f"{shard}.array_record"
+        writer = ArrayRecordWriter(str(path), records.WRITER_OPTIONS)
+        for number in range(shard, 6, 2):
+            writer.write(records.encode(records.Recording(f"u{number}", np.full(2000, number, np.int16))))
+        writer.close()
+        entries.append({"name": path.name, "bytes": path.stat().st_size, "utterances": 3})
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata(shards=entries, utterances=6, store="waveform")))
+    return tmp_path
+
+
+def test_records_by_number(two_shards):
+    found = shards.open_shards(two_shards).records
+    assert [found[number].id for number in range(len(found))] == ["u0", "u2", "u4", "u1", "u3", "u5"]
+    copy = pickle.loads(pickle.dumps(found))  # as it goes to a reader process
+    assert copy[4].id == "u3"
+
+
+def damage(folder, shard, number):
+    """Changes one sample in the file: the length stays."""
+    path = folder / f"{shard}.array_record"
+    content = bytearray(path.read_bytes())
+    place = content.index(np.full(2000, number, np.int16).tobytes())
+    content[place + 100] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_record_is_named(two_shards):
+    damage(two_shards, 1, 3)
+    found = shards.open_shards(two_shards).records
+    with pytest.raises(UserError, match=r"1\.array_record, record 1 is damaged .*--skip_damaged"):
+        found[4]
+    assert found[5].id == "u5", "the reader is as good as before"
+
+
+def test_the_next_one_stands_for_a_damaged_record(two_shards, caplog):
+    for shard, number in ((0, 4), (1, 1), (1, 5)):
+        damage(two_shards, shard, number)
+    found = shards.open_shards(two_shards, skip_damaged=True).records
+    assert [found[number].id for number in range(6)] == ["u0", "u2", "u3", "u3", "u3", "u0"]
+    assert [found[number].id for number in range(6)] == ["u0", "u2", "u3", "u3", "u3", "u0"]
+    assert "0.array_record, record 2 is damaged" in caplog.text
+    assert "(3 so far)" in caplog.text
+    assert "(4 so far)" not in caplog.text
+
+
+def test_nothing_left(two_shards):
+    for number in range(6):
+        damage(two_shards, number % 2, number)
+    with pytest.raises(UserError, match="none of the 6 records"):
+        shards.open_shards(two_shards, skip_damaged=True).records[0]
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_place(two_shards, tmp_path_factory):
+    first = shards.open_shards(two_shards).fingerprint()
+    elsewhere = tmp_path_factory.mktemp("other") / "shards"
+    shutil.copytree(two_shards, elsewhere)
+    assert shards.open_shards(elsewhere).fingerprint() == first
+    told = json.loads((elsewhere / "metadata.json").read_text())
+    told["shards"][0]["sha256"] = "another"
+    (elsewhere / "metadata.json").write_text(json.dumps(told))
+    assert shards.open_shards(elsewhere).fingerprint() != first

@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,6 +19,8 @@ from commands import command_of, line_of_refusal, process, ran, refused
 from small_run import arguments_of, evaluated, losses_of, make_workplace, rows_of, train
 
 from sdpn_jax.data import shards
+from sdpn_jax.training import optim
+from sdpn_jax.weights import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,11 +142,7 @@ def test_a_killed_run_resumes_without_a_seam(workplace, by):
     command = command_of("train", *arguments_of(workplace, workdir), *evaluated(workplace))
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-    deadline = time.time() + 300
-    while not (workdir / "checkpoints" / "5").exists():
-        assert process.poll() is None, process.stderr.read().decode()[-3000:]
-        assert time.time() < deadline
-        time.sleep(0.01)
+    wait_for(workdir / "checkpoints" / "5", process)
     process.send_signal(by)
     said = process.communicate()[1].decode()
     assert process.returncode == (-by if by == signal.SIGKILL else 143)
@@ -156,6 +156,66 @@ def test_a_killed_run_resumes_without_a_seam(workplace, by):
     assert [row["step"] for row in resumed] == [row["step"] for row in whole]
     for actual, expected in zip(resumed, whole, strict=True):
         assert actual == expected
+
+
+@pytest.mark.slow
+def test_an_extended_run_is_the_new_schedule_from_the_step_reached(workplace, monkeypatch):
+    """Against one run of 20 steps whose schedules are, by hand, the old ones for 10 steps and then the new ones."""
+    train(workplace, workplace / "extended", "--config.num_steps=10")
+    longer = *arguments_of(workplace, workplace / "extended"), "--config.learning_rate=0.4"
+    assert "--extend" in refused("train", *longer)
+    assert "from step 10 on the schedule is another: num_steps 10 -> 20" in ran("train", *longer, "--extend").stderr
+    assert "beyond the 15 steps" in refused("train", *longer, "--extend", "--config.num_steps=15")
+
+    rate, momentum = optim.warmup_cosine, optim.ema_momentum
+    old_rate, new_rate = rate(0.8 / 32, 1e-5, 5, 10), rate(0.4 / 32, 1e-5, 5, 20)
+    old_momentum, new_momentum = momentum(0.99, 1.0, 10), momentum(0.99, 1.0, 20)
+    both = lambda old, new: lambda *_: lambda step: jnp.where(step < 10, old(step), new(step))  # noqa: E731
+    monkeypatch.setattr(optim, "warmup_cosine", both(old_rate, new_rate))
+    monkeypatch.setattr(optim, "ema_momentum", both(old_momentum, new_momentum))
+    train(workplace, workplace / "piecewise", "--config.learning_rate=0.4")
+    assert losses_of(workplace / "extended") == losses_of(workplace / "piecewise")
+
+
+@pytest.mark.slow
+def test_a_run_that_moves_and_one_that_begins_from_it(workplace, tmp_path):
+    shutil.copytree(workplace / "whole", tmp_path / "run")
+    shutil.copytree(workplace / "shards", tmp_path / "moved")
+    moved = f"--config.data_dir={tmp_path / 'moved'}"
+    assert "resumed from the checkpoint of step 20" in train(workplace, tmp_path / "run", moved).stderr
+
+    begin = *arguments_of(workplace, tmp_path / "new"), f"--config.init_from={tmp_path / 'run'}"
+    assert "nothing of its encoder fits" in refused("train", *begin, "--config.model.channels=(8, 8, 8, 8, 16)",
+        "--config.model.embedding_size=24", "--config.model.se_bottleneck=4", "--config.model.attention=4")  # fmt: skip
+    assert "freeze='nothing/*' names no parameter" in refused("train", *begin, "--config.freeze=('nothing/*',)")
+    said = ran("train", *begin, "--config.freeze=('encoder/*',)", "--config.model.hidden_size=24").stderr
+    assert "arrays are drawn anew" in said
+    encoders = [run.read_network(tmp_path / name)[1]["params"]["encoder"] for name in ("run", "new")]
+    jax.tree.map(np.testing.assert_array_equal, *encoders)
+    ran("export", f"--model={tmp_path / 'new'}", f"--output={tmp_path / 'model'}")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"begun from: the teacher of step 20 of {tmp_path / 'run'}" in card
+
+
+@pytest.mark.slow
+def test_the_first_interrupt_saves(workplace):
+    workdir = workplace / "interrupted"
+    arguments = *arguments_of(workplace, workdir), "--config.num_steps=20000"
+    command = command_of("train", *arguments)
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 # a script's & has it ignored
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default) as process:
+        try:
+            wait_for(workdir / "checkpoints" / "5", process)
+            assert "is in use by process" in refused("train", *arguments)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=100)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    step = re.search(r"stopped by Ctrl-C; saved at step (\d+) of 20000", said)[1]
+    assert (workdir / "checkpoints" / step).exists()
+    assert "Traceback" not in said
+    assert not (workdir / "run.lock").exists()
 
 
 @pytest.mark.slow
@@ -216,3 +276,11 @@ def test_a_folder_of_shards_is_opened_once_and_steps_can_be_profiled(workplace, 
     assert len(opened) == 1
     assert "steps 10 to 20 recorded in" in said
     assert list((workplace / "profiled" / "plugins" / "profile").rglob("*.xplane.pb"))
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.time() + 300
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.time() < deadline
+        time.sleep(0.01)

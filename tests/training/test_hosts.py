@@ -17,6 +17,30 @@ def test_sigterm_becomes_a_request_to_stop_and_is_itself_again_afterwards():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_the_second_interrupt_ends_at_once(capsys):
+    with hosts.Requests(0) as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.now() == hosts.STOP, "SIGTERM and one Ctrl-C together, as a script sends them"
+        assert requests.signal == signal.SIGINT
+        assert "a second Ctrl-C ends at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert hosts.Stopped(3, 9, signal.SIGINT).exit_code == 130
+    assert "stopped by SIGTERM; saved at step 3 of 9" in str(hosts.Stopped(3, 9, signal.SIGTERM))
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    """As for programs that nohup or a script's & started."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with hosts.Requests(0) as requests:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert requests.now() == hosts.NOTHING
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_checkpoint_is_asked_for_once_a_period(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])

@@ -177,6 +177,21 @@ def test_one_balancing_step_by_hand():
     )
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_balancing_is_finite_when_the_winner_changes(rate):
+    """A prototype that nobody uses any more has a usage that underflows; float64 by SciPy is the reference."""
+    batches = [np.array([[1.0, -1.0, 0.0]] * 4), np.array([[-1.0, 1.0, 0.0]] * 4), np.array([[1.0, -1.0, 0.5]] * 4)]
+    offset, expected = jnp.zeros(3), np.zeros(3)
+    for cosines in batches:
+        targets, offset = losses.balanced_targets(jnp.asarray(cosines, jnp.float32), offset, 0.1, 0.1, rate)
+        log_p = scipy.special.log_softmax(cosines / 0.01 - expected, axis=1)
+        log_usage = scipy.special.logsumexp(log_p, axis=0) - np.log(4)
+        with np.errstate(divide="ignore"):
+            expected = expected + np.logaddexp(np.log1p(-rate), np.log(rate * 3) + log_usage)
+        np.testing.assert_allclose(offset, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(targets, scipy.special.softmax(cosines / 0.01 - expected, axis=1), atol=1e-3)
+
+
 @pytest.mark.parametrize("target", ["softmax", "balanced", "centred", "sinkhorn"])
 @pytest.mark.parametrize("kind", ["equal", "opposite", "aligned"])
 def test_everything_is_finite_in_float32_for_extreme_batches(target, kind):

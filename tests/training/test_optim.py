@@ -1,5 +1,6 @@
 """Schedules against hand-worked values, the optimizer against PyTorch's rule written out in NumPy."""
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -8,7 +9,8 @@ from sdpn_jax.training import optim
 
 
 def test_warmup_cosine():
-    schedule = optim.warmup_cosine(peak=0.6, final=1e-5, warmup_steps=10, total_steps=110)
+    """The last of 111 steps is number 110."""
+    schedule = optim.warmup_cosine(peak=0.6, final=1e-5, warmup_steps=10, total_steps=111)
     assert float(schedule(0)) == 0
     assert float(schedule(5)) == pytest.approx(0.3)
     assert float(schedule(10)) == pytest.approx(0.6)
@@ -21,8 +23,14 @@ def test_warmup_may_be_absent():
     assert float(optim.warmup_cosine(0.6, 0.0, 0, 100)(0)) == pytest.approx(0.6)
 
 
+def test_warmup_but_for_one_step():
+    schedule = optim.warmup_cosine(0.6, 1e-5, warmup_steps=9, total_steps=10)
+    assert float(schedule(8)) == pytest.approx(0.6 * 8 / 9)
+    assert float(schedule(9)) == pytest.approx(0.6)
+
+
 def test_ema_momentum():
-    schedule = optim.ema_momentum(0.996, 1.0, 100)
+    schedule = optim.ema_momentum(0.996, 1.0, 101)
     assert float(schedule(0)) == pytest.approx(0.996)
     assert float(schedule(50)) == pytest.approx(0.998)
     assert float(schedule(100)) == pytest.approx(1.0)
@@ -67,3 +75,35 @@ def test_gradients_within_the_bound_are_not_scaled():
     for scope, factor in (("tensor", 1.0), ("global", 1.1 / 1.25**0.5)):
         clipped, _ = optim.clip(1.1, scope).update(gradients, optax.EmptyState())
         np.testing.assert_allclose(clipped["a"], factor * gradients["a"], rtol=1e-5)
+
+
+def test_frozen_parameters_stay_and_the_encoder_moves_slower():
+    """Against plain SGD without momentum: w - rate multiplier g."""
+    rng = np.random.default_rng(0)
+    tree = lambda: {  # noqa: E731
+        "network": {"encoder": {"a": rng.normal(size=3), "b": rng.normal(size=3)}, "head": {"a": rng.normal(size=3)}},
+        "prototypes": rng.normal(size=(4, 2)),
+    }
+    params, gradients = tree(), tree()
+    transform = optim.sgd(lambda _: 0.5, 0.0, 0.01, 1.0, "off", encoder_multiplier=0.1, freeze=("*/b", "prototypes"))
+    plain = optim.sgd(lambda _: 0.5, 0.0, 0.01, 1.0, "off")
+    state = transform.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(plain.init(params)), "a checkpoint fits either"
+    updates, _ = transform.update(gradients, state, params)
+    np.testing.assert_allclose(
+        updates["network"]["encoder"]["a"], -0.05 * gradients["network"]["encoder"]["a"], rtol=1e-6
+    )
+    np.testing.assert_allclose(updates["network"]["head"]["a"], -0.5 * gradients["network"]["head"]["a"], rtol=1e-6)
+    assert not np.any(updates["network"]["encoder"]["b"])
+    assert not np.any(updates["prototypes"])
+
+
+def test_no_gradient_reaches_what_is_frozen():
+    params = {"network": {"encoder": {"a": 2.0}, "head": {"a": 3.0}}, "prototypes": 5.0}
+
+    def loss(params):
+        held = optim.hold(params, ("encoder/*",))
+        return held["network"]["encoder"]["a"] * held["network"]["head"]["a"] * held["prototypes"]
+
+    gradients = jax.grad(loss)(params)
+    assert [float(x) for x in jax.tree.leaves(gradients)] == [0.0, 10.0, 6.0]

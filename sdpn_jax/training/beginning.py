@@ -1,0 +1,94 @@
+"""A new run that begins from weights: those of another run, of a model folder, or of any file that can be read."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdpn_jax import storage
+from sdpn_jax.errors import UserError
+from sdpn_jax.speaker import embedder
+from sdpn_jax.training.converted import state_from
+from sdpn_jax.training.step import TrainState
+from sdpn_jax.weights import model_folder, run
+from sdpn_jax.weights.load import load_network
+
+SHOWN = 5  # names of what did not fit in the log; the history has all
+
+
+def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads weights: ({"student", "teacher": variables, "prototypes": array or absent}, what the history says of them).
+
+    source: what `load_network` takes. networks: "teacher", whose weights both networks get, or "both", each its own,
+    which a training run alone has. Raises UserError as `load_network` does.
+    """
+    is_run = storage.is_folder(source) and not model_folder.is_model(source)
+    if networks == "both" and not is_run:
+        raise UserError(f"init_networks=both, but {source} is no training run: it holds one network")
+    network, teacher, _ = load_network(source)
+    found: dict[str, Any] = {"teacher": teacher, "student": teacher}
+    about: dict[str, Any] = {"source": os.fspath(source), "networks": networks}
+    if is_run:
+        about["step"] = run.steps_of(source)[-1]
+        about["history"] = run.read_history(source)
+        config = run.read_config(source) or {}
+        if networks == "both":
+            found["student"] = load_network(source, "student")[1]
+        if "num_prototypes" in config:
+            found["prototypes"] = prototypes_of(source, config, found["student"])
+    elif model_folder.is_model(source):
+        about["history"] = model_folder.read_model(source)[2]["about"]
+    about["fingerprint"] = embedder.fingerprint(network, teacher)
+    return found, about
+
+
+def prototypes_of(workdir: str | os.PathLike, config: Mapping[str, Any], variables: dict) -> np.ndarray:
+    """Reads the prototypes [K, P] of a run's newest checkpoint."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    size = config["model"].get("projection_size", 256)
+    state = jax.eval_shape(lambda: state_from(variables, variables, np.zeros((config["num_prototypes"], size)), 0))
+    rest = {"step": state.step, "prototypes": state.prototypes, "offset": state.offset, "opt_state": state.opt_state}
+    rest = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), rest)
+    with run.open_to_read(workdir) as checkpoints:
+        parts, _ = run.restore(checkpoints, {"rest": rest})
+    return np.asarray(parts["rest"]["prototypes"])
+
+
+def put_in(state: TrainState, found: Mapping[str, Any], source: str) -> tuple[TrainState, list[str]]:
+    """Puts weights into the state of a new run where name and shape fit; returns it and the names of all others.
+
+    What does not fit stays as it was drawn. Raises UserError when nothing of the encoder fits.
+    """
+    left: list[str] = []
+    networks: dict[str, Any] = {
+        name: _fitted(getattr(state, name), found[name], f"{name}/", left) for name in ("student", "teacher")
+    }
+    encoder = flatten_dict(state.student["params"]["encoder"], sep="/")
+    if all(f"student/params/encoder/{name}" in left for name in encoder):
+        raise UserError(f"init_from={source}: nothing of its encoder fits config.model: set the sizes it was made with")
+    prototypes = found.get("prototypes")
+    if prototypes is not None and prototypes.shape == state.prototypes.shape:
+        networks["prototypes"] = jnp.asarray(prototypes, jnp.float32)
+    else:
+        left.append("prototypes")
+    if left:
+        shown = ", ".join(left[:SHOWN]) + (" ..." if len(left) > SHOWN else "")
+        logging.warning("%d arrays are drawn anew, as %s has none that fit: %s", len(left), source, shown)
+    return state.replace(**networks), left
+
+
+def _fitted(drawn: dict, found: Mapping[str, Any], prefix: str, left: list[str]) -> dict:
+    """`drawn` with the arrays of `found` that have its names and shapes; the other names are added to `left`."""
+    ours: dict[str, Any] = flatten_dict(drawn, sep="/")
+    theirs: dict[str, Any] = flatten_dict(dict(found), sep="/")
+    for name, array in ours.items():
+        if name in theirs and theirs[name].shape == array.shape:
+            ours[name] = jnp.asarray(np.asarray(theirs[name]), array.dtype)
+        else:
+            left.append(prefix + name)
+    return unflatten_dict(ours, sep="/")

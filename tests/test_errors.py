@@ -1,0 +1,66 @@
+"""How commands end: one line for errors of the machine, a traceback for ours, and no orphans."""
+
+import errno
+import os
+import signal
+
+import jax
+import pytest
+
+from sdpn_jax import errors
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "microbatches"),
+        (MemoryError(), "microbatches"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.npz"), "x.npz: no space left"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: Error writing local file: [OS error 28: No space left on device]"),
+            "no space",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/psm_1234"), "--shm-size"),
+        (RuntimeError("Worker process was terminated unexpectedly with exit code -9."), "a reader process died"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "x: Read-only file system"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), "x/y: Not a directory"),
+    ],
+)
+def test_errors_of_the_machine_get_one_line(error, words, capsys):
+    @errors.returns_exit_code
+    def command():
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("wrapped") from cause
+
+    assert command() == errors.USER_ERROR
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_our_own_errors_keep_their_traceback(capsys):
+    @errors.returns_exit_code
+    def command():
+        return {}["missing"]
+
+    assert command() == errors.CRASH
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_sigterm_closes_what_is_open(capsys):
+    closed = []
+
+    @errors.returns_exit_code
+    def command():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            closed.append(True)
+
+    assert command() == 143
+    assert closed == [True]
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
