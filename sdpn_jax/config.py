@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 
 # An ml_collections.ConfigDict with all FIELDS, whose attributes no type checker can know.
@@ -325,6 +326,8 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
 
 def find(source: str) -> Path:
     """Finds the file of a config: the path itself or else the shipped config of that name."""
+    if storage.is_bucket(source):
+        return storage.local(source)
     if Path(source).is_file():
         return Path(source)
     shipped = {path.stem: path for folder in _shipped_folders() for path in sorted(folder.glob("*.py"))}

@@ -305,13 +305,17 @@ def cached(source: Place, size: int, version: str = "") -> Path:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Removes the copies used longest ago until `size` more bytes keep the bound."""
+    """Removes the copies used longest ago until `size` more bytes keep the bound; other threads may do the same."""
     bound = cache_bytes()
     if size > bound:
         raise UserError(f"a file of {size / 1e9:.2f} GB exceeds the cache in {folder}: raise {CACHE_GB_VARIABLE}")
-    copies = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir())
+    copies = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            about = file.stat()
+            copies.append((about.st_mtime, about.st_size, file))
     held = sum(length for _, length, _ in copies)
-    for _, length, file in copies:
+    for _, length, file in sorted(copies):
         if held + size <= bound:
             return
         file.unlink(missing_ok=True)

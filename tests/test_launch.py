@@ -149,16 +149,34 @@ def test_slurm_queues_a_stopped_run_again(tmp_path, code):
     assert done.stdout.splitlines() == said + ["scontrol requeue 7"] * (code == 143)
 
 
-def run_on_tpu(folder, python_runs):
+GCLOUD = """
+next_of() {{ head -n 1 "$1"; [ "$(wc -l < "$1")" -gt 1 ] && sed -i 1d "$1"; true; }}
+echo "$*" >> "{folder}/asked"
+case "$*" in
+    *"tpu-vm describe"*) state=$(next_of "{folder}/states"); [ "$state" = NONE ] && exit 1; echo "$state" ;;
+    *"queued-resources describe"*) state=$(next_of "{folder}/queued"); [ "$state" = NONE ] && exit 1; echo "$state" ;;
+    *"queued-resources create"*) rm -rf "{folder}/host"; mkdir "{folder}/host" ;;
+    *"queued-resources delete"*) ;;
+    *) cd "{folder}/host"; words="${{@: -1}}"; exec bash -c "${{words#--command=}}" ;;
+esac
+"""
+
+
+def run_on_tpu(folder, python_runs=True, states="READY", queued="NONE", train="exit 0", **variables):
     """launch/tpu_pod.sh with `folder`/host for all hosts, where each program says what it was asked.
 
-    python3.13 and python3.12 are found but do not run, as under pyenv; python3.11 does if `python_runs`.
+    python3.13 and python3.12 are found but do not run, as under pyenv; python3.11 does if `python_runs`. states,
+    queued: what gcloud says of the slice and of the queued resource, one after the other; the last one for good. train: how
+    `sdpn` ends.
     """
     programs = folder / "programs"
     (folder / "host").mkdir(exist_ok=True)
-    make_program(programs / "gcloud", f'cd "{folder}/host"', "words=${@: -1}", 'exec bash -c "${words#--command=}"')
+    (folder / "states").write_text("\n".join([*states.split(), ""]))
+    (folder / "queued").write_text("\n".join([*queued.split(), ""]))
+    make_program(programs / "gcloud", *GCLOUD.format(folder=folder).splitlines())
     make_program(programs / "git", 'echo "git $*"', "[ $1 != clone ] || mkdir sdpn_jax")
     make_program(programs / "tool", 'echo "$(basename "$0") $*"')
+    make_program(programs / "trained", 'echo "sdpn $*"', train)
     make_program(programs / "python3.13", "exit 127")
     make_program(programs / "python3.12", "exit 127")
     make_program(
@@ -166,19 +184,25 @@ def run_on_tpu(folder, python_runs):
         f"[ $1 != -c ] || exit {0 if python_runs else 127}",
         'echo "$(basename "$0") $*"',
         'mkdir -p .venv/bin && cp "$0" .venv/bin/python',
-        f'cp "{programs}/tool" .venv/bin/pip && cp "{programs}/tool" .venv/bin/sdpn',
+        f'cp "{programs}/tool" .venv/bin/pip && cp "{programs}/trained" .venv/bin/sdpn',
     )
-    variables = {"TPU": "slice", "ZONE": "zone", "REPOSITORY": "origin", "HOME": str(folder)}
+    given = {"TPU": "slice", "ZONE": "zone", "REPOSITORY": "origin", "HOME": str(folder), "POLL_SECONDS": "0.1"}
     path = f"{programs}:{os.environ['PATH']}"
-    return run_script("tpu_pod.sh", ["--config=vox2", "--workdir=a run"], PATH=path, **variables)
+    return run_script("tpu_pod.sh", ["--config=vox2", "--workdir=a run"], PATH=path, **given, **variables)
+
+
+def asked_of_gcloud(folder):
+    """The queued resources that were created and deleted, in order."""
+    lines = (folder / "asked").read_text().splitlines()
+    return [line for line in lines if "queued-resources create" in line or "queued-resources delete" in line]
 
 
 MADE = "python3.11 -m venv --clear .venv"
-TRAINED = ["pip install --quiet -e .[tpu]", "sdpn train --distributed --config=vox2 --workdir=a run"]
+TRAINED = ["pip install --quiet -e .[tpu,gcs]", "sdpn train --distributed --config=vox2 --workdir=a run"]
 
 
 def test_tpu_hosts_clone_once_and_then_pull(tmp_path):
-    first, again = run_on_tpu(tmp_path, True), run_on_tpu(tmp_path, True)
+    first, again = run_on_tpu(tmp_path), run_on_tpu(tmp_path)
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
     assert first.stdout.splitlines() == ["git clone --quiet origin sdpn_jax", MADE, *TRAINED]
     assert again.stdout.splitlines() == ["git -C sdpn_jax pull --quiet --ff-only", *TRAINED]
@@ -186,7 +210,54 @@ def test_tpu_hosts_clone_once_and_then_pull(tmp_path):
 
 def test_tpu_hosts_replace_an_environment_of_an_old_python(tmp_path):
     make_program(tmp_path / "host/sdpn_jax/.venv/bin/python", "exit 1")
-    assert MADE in run_on_tpu(tmp_path, True).stdout.splitlines()
+    assert MADE in run_on_tpu(tmp_path).stdout.splitlines()
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_tpu_run_ends_as_its_program_does(tmp_path, code):
+    assert run_on_tpu(tmp_path, train=f"exit {code}").returncode == code
+
+
+def test_a_spot_slice_that_is_taken_away_is_asked_for_again(tmp_path):
+    done = run_on_tpu(
+        tmp_path,
+        states="NONE CREATING READY READY READY PREEMPTED PREEMPTED READY",
+        queued="NONE ACTIVE",
+        train=f'[ -f "{tmp_path}/once" ] && exit 0; touch "{tmp_path}/once"; sleep 3',
+        TYPE="v5litepod-32",
+        RUNTIME="v2-alpha-tpuv5-lite",
+        SPOT="1",
+    )
+    assert done.returncode == 0, done.stderr
+    create = ("compute tpus queued-resources create slice --node-id=slice --zone=zone --accelerator-type=v5litepod-32 "
+              "--runtime-version=v2-alpha-tpuv5-lite --spot --quiet")  # fmt: skip
+    delete = "compute tpus queued-resources delete slice --zone=zone --force --quiet"
+    assert asked_of_gcloud(tmp_path) == [create, delete, create]
+    assert done.stdout.count("git clone") == 2, "the new hosts are set up from nothing"
+
+
+def test_a_run_stopped_before_maintenance_begins_again(tmp_path):
+    once = f'[ -f "{tmp_path}/once" ] && exit 0; touch "{tmp_path}/once"; exit 143'
+    done = run_on_tpu(tmp_path, train=once)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sdpn train --distributed") == 2
+
+
+def test_a_slice_that_is_not_there_and_may_not_be_asked_for(tmp_path):
+    done = run_on_tpu(tmp_path, states="NONE")
+    assert done.returncode == 2
+    assert "error: the slice slice is NONE: create it, or set TYPE and RUNTIME" in done.stderr
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)
+def test_kubernetes_jobs_follow_the_public_schema(path):
+    """The jobs inside a JobSet, whose own schema is an extension's."""
+    yaml, schema = pytest.importorskip("yaml"), pytest.importorskip("kubernetes_validate")
+    for document in yaml.safe_load_all(path.read_text()):
+        assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+        for part in document["spec"]["replicatedJobs"]:
+            job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": part["name"]}, **part["template"]}
+            schema.validate(job, "1.30", strict=True)
 
 
 def test_tpu_hosts_without_a_new_python_end_in_one_line(tmp_path):

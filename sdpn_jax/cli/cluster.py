@@ -1,10 +1,10 @@
 """`sdpn cluster`: embeddings -> pseudo-labels."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.errors import returns_exit_code
 
 
@@ -29,5 +29,5 @@ def cluster(
     results = clustering.cluster_file(embeddings, output, clusters, method, speakers, map, seed)
     print(clustering.summary(results))
     for name in clustering.FILES:
-        print(f"wrote {Path(output) / name}")
+        print(f"wrote {storage.place(output) / name}")
     return 0

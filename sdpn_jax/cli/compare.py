@@ -1,10 +1,10 @@
 """`sdpn compare`: is one system better than another on a trial list?"""
 
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.errors import returns_exit_code
 
 
@@ -25,5 +25,5 @@ def compare(
     rows = comparison.compare(trials, scores, output, draws)
     print(f"{report.markdown(report.table_of(rows))}\n\n{comparison.verdicts(rows)}")
     for name in comparison.FILES:
-        print(f"wrote {Path(output) / name}")
+        print(f"wrote {storage.place(output) / name}")
     return 0

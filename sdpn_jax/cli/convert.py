@@ -1,10 +1,10 @@
 """`sdpn convert`: weights of the released PyTorch code -> a training run, and back."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError, returns_exit_code
 
 
@@ -18,7 +18,7 @@ def convert(
     ] = None,
 ) -> int:
     """Turn a checkpoint of the released PyTorch code into a training run, or a run's weights into its names."""
-    if Path(input).is_dir():
+    if storage.is_folder(input):
         from sdpn_jax.weights import convert as conversion
 
         if not output.endswith(".safetensors"):

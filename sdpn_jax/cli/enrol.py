@@ -1,11 +1,11 @@
 """`sdpn enrol`: a named speaker into a gallery."""
 
 import json as json_format
-from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
+from sdpn_jax import storage
 from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
 from sdpn_jax.errors import returns_exit_code
 
@@ -23,7 +23,7 @@ def enrol(
     from sdpn_jax import SpeakerEncoder
     from sdpn_jax.speaker import gallery as galleries
 
-    encoder, path = SpeakerEncoder.load(model), Path(gallery)
+    encoder, path = SpeakerEncoder.load(model), storage.place(gallery)
     fingerprint = encoder.fingerprint()
     speakers = galleries.read(path, fingerprint) if path.exists() else galleries.new(fingerprint)
     speakers.enrol(name, encoder.embed(recordings))

@@ -1,10 +1,10 @@
 """`sdpn export`: a trained encoder as a model folder, or as one StableHLO program."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.cli.options import Model
 from sdpn_jax.errors import UserError, returns_exit_code
 
@@ -37,10 +37,10 @@ def export(
     from sdpn_jax.weights import export as exporting
     from sdpn_jax.weights import model_folder
 
-    if not Path(model).is_dir() or model_folder.is_model(model):
+    if not storage.is_folder(model) or model_folder.is_model(model):
         raise UserError(f"--model={model} is no training run; `sdpn convert` makes one of a PyTorch checkpoint")
     for name, value in exporting.export_model(model, output, encoder, step, results, license).items():
         print(f"{name}: {value}")
     for name in (model_folder.CONFIG, model_folder.WEIGHTS, model_folder.CARD):
-        print(f"wrote {Path(output) / name}")
+        print(f"wrote {storage.place(output) / name}")
     return 0

@@ -1,10 +1,10 @@
 """`sdpn inspect`: a look into prepared shards."""
 
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.cli.options import Overrides
 from sdpn_jax.errors import UserError, returns_exit_code
 
@@ -25,11 +25,11 @@ def inspect(
     from sdpn_jax.data import survey
     from sdpn_jax.data.shards import open_shards
 
-    folder, pictures = Path(input), Path(output or Path(input) / "inspection")
+    folder = storage.place(input)
     found = survey.survey(folder, records)
     if not found.seconds:
         raise UserError(f"no record of {folder} can be read: {'; '.join(found.problems[:3])}")
-    pictures.mkdir(parents=True, exist_ok=True)
+    pictures = storage.make_folder(output or folder / "inspection")
     survey.plot_lengths(found.seconds, pictures / "lengths.png")
     survey.plot_utterances(found.examples, pictures / "utterances.png")
     wrote = ["lengths.png", "utterances.png"]

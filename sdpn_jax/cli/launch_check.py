@@ -2,11 +2,11 @@
 
 import os
 import time
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
+from sdpn_jax import storage
 from sdpn_jax.cli.options import Config, Overrides
 from sdpn_jax.errors import returns_exit_code
 
@@ -38,6 +38,6 @@ def launch_check(
     if chosen.microbatches > 1:
         print("\nMicrobatches pass in a loop, of whose collectives each is counted once.")
     if hlo:
-        Path(hlo).write_text(compiled.as_text())
+        storage.write_text(hlo, compiled.as_text())
         print(f"\nwritten: {hlo}, the compiled program")
     return 0

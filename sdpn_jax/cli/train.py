@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from sdpn_jax.cli.options import Config, Overrides
-from sdpn_jax.errors import Terminated, returns_exit_code
+from sdpn_jax.errors import Terminated, UserError, returns_exit_code
 
 
 def show_help(context: typer.Context, wanted: bool) -> None:
@@ -42,6 +42,13 @@ def train(
     process_index: Annotated[
         int | None, Option("--process_index", help="With --coordinator: this one's number, from 0.")
     ] = None,
+    local_devices: Annotated[
+        str | None,
+        Option("--local_devices", help="Numbers of this process's accelerators, such as 0,1; default: SLURM's share."),
+    ] = None,
+    alone: Annotated[
+        bool, Option("--alone", help="One process, whatever SLURM, mpirun or TPU variables say of others.")
+    ] = False,
     extend: Annotated[
         bool, Option("--extend", help="Go on from the newest checkpoint with the schedule of this config.")
     ] = False,
@@ -61,8 +68,8 @@ def train(
 
     from sdpn_jax.training import hosts
 
-    if coordinator or distributed or hosts.several_expected(os.environ):
-        hosts.join(coordinator, process_count, process_index)
+    if not alone and (coordinator or distributed or hosts.several_expected(os.environ)):
+        hosts.join(coordinator, process_count, process_index, numbers(local_devices) or hosts.gpus_of_task(os.environ))
     try:
         return run(config, workdir, overrides or (), extend, skip_damaged)
     except hosts.Stopped as stopped:
@@ -72,6 +79,14 @@ def train(
         if hosts.alone():
             raise
         hosts.abandon(error)
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Reads "0,1"; UserError for anything else."""
+    try:
+        return [int(number) for number in text.split(",")] if text else None
+    except ValueError:
+        raise UserError(f"--local_devices={text}: wanted are numbers with commas, such as 0,1") from None
 
 
 def run(

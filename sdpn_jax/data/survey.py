@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from tqdm import tqdm
 
+from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.data import audio, device, features, pipeline, records
 from sdpn_jax.data.shards import Shards, read_metadata
@@ -41,12 +41,12 @@ def survey(directory: str | os.PathLike, at_most: int = 0, examples: int = 4, se
     Raises UserError when the folder holds no shards of this program.
     """
     found, rng = Survey(read_metadata(directory)), np.random.default_rng(seed)
-    directory, entries = Path(directory), found.metadata["shards"]
+    folder, entries = storage.place(directory), found.metadata["shards"]
     share = min(1.0, at_most / sum(entry["utterances"] for entry in entries)) if at_most else 1.0
     seen = set()
     with tqdm(total=len(entries), unit="shard", desc="reading", mininterval=1) as progress:
         for entry in entries:
-            for utterance in _read_shard(directory / entry["name"], entry, share, rng, found.problems):
+            for utterance in _read_shard(folder / entry["name"], entry, share, rng, found.problems):
                 if utterance.id in seen:
                     found.problems.append(f"{entry['name']}: {utterance.id!r} occurs twice")
                 seen.add(utterance.id)
@@ -58,10 +58,10 @@ def survey(directory: str | os.PathLike, at_most: int = 0, examples: int = 4, se
     return found
 
 
-def _read_shard(path: Path, entry: dict, share: float, rng: np.random.Generator, problems: list[str]):
+def _read_shard(path: storage.Place, entry: dict, share: float, rng: np.random.Generator, problems: list[str]):
     """The utterances of a shard, or a `share` of them; what cannot be read is added to `problems`."""
     try:
-        reader = ArrayRecordReader(str(path))
+        reader = ArrayRecordReader(str(storage.local(path)))
         count = reader.num_records()
     except (RuntimeError, ValueError, OSError) as error:
         problems.append(f"{path.name}: cannot be read ({error})")

@@ -2,13 +2,13 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from sklearn import cluster as algorithms
 from sklearn import metrics
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, scoring
 from sdpn_jax.eval.trials import match_ids, read_text
@@ -134,14 +134,13 @@ def cluster_file(
         "tried": tried,
     }
     results |= agreement(labels, speakers) if speakers is not None else {}
-    output = Path(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
-        (output / "pseudo_labels.txt").write_text(lines, encoding="utf-8")
-        (output / "clusters.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plots.plot_map(embeddings, labels, output / "map.png", projection, seed, "cluster")
-        plots.plot_sizes(sizes, output / "sizes.png")
+        with storage.output_folder(output) as folder:
+            lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
+            storage.write_text(folder / "pseudo_labels.txt", lines)
+            storage.write_text(folder / "clusters.json", json.dumps(results, indent=2) + "\n")
+            plots.plot_map(embeddings, labels, folder / "map.png", projection, seed, "cluster")
+            plots.plot_sizes(sizes, folder / "sizes.png")
     except OSError as error:
         raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
     return results

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, report
 from sdpn_jax.eval.trials import Trials, read_text, read_trials
@@ -49,16 +50,15 @@ def compare(
     trials = read_trials(trials_path)
     systems = {name: read_scores(path, trials) for name, path in zip(names_of(score_paths), score_paths, strict=True)}
     rows, labels = report.assess(systems, trials, draws), trials.known_labels()
-    output = Path(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        lines = report.table_of(rows)
-        (output / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (output / "comparison.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
-        plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, output / "det.png")
-        notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
-        figures = {output / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
-        report.write_page(output / "comparison.html", "Comparison", lines, notes, figures)
+        with storage.output_folder(output) as folder:
+            lines = report.table_of(rows)
+            storage.write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
+            storage.write_text(folder / "comparison.md", report.markdown(lines) + "\n")
+            plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, folder / "det.png")
+            notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
+            figures = {folder / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
+            report.write_page(folder / "comparison.html", "Comparison", lines, notes, figures)
     except OSError as error:
         raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
     return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.eval import calibration, intervals, scoring
 from sdpn_jax.eval.trials import Trials
 
@@ -97,4 +98,4 @@ def write_page(path: Path, title: str, lines: Sequence[Sequence[str]], notes: Se
     ]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     text = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-    Path(path).write_text(text, encoding="utf-8")
+    storage.write_text(path, text)

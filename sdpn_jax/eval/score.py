@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
 from sdpn_jax.eval.trials import Trials, add_models, read_models, read_trials, trial_rows
@@ -57,26 +59,25 @@ def score(
         "dimension": embeddings.shape[1],
         "trials": len(trials),
     }
-    output = Path(output)
-    with _writing(output):
-        results["wrote"] = write_scores(output, trials, scores_of, "scores") + write_scores(output, trials, llrs, "llr")
+    with _writing(output) as folder:
+        results["wrote"] = write_scores(folder, trials, scores_of, "scores") + write_scores(folder, trials, llrs, "llr")
         if trials.labels is not None:
             rows = report.assess(scores_of, trials, draws, llrs)
             results |= rows["cosine"] | {"ways": rows}
             lines = report.table_of(titled(rows))
-            (output / "report.md").write_text(report.markdown(lines) + "\n", encoding="utf-8")
+            storage.write_text(folder / "report.md", report.markdown(lines) + "\n")
             curves = {kind: (scores, trials.labels) for kind, scores in scores_of.items()}
-            plots.plot_det(titled(curves), output / "det.png")
-            plots.plot_score_histogram(scores_of["cosine"], trials.labels, output / "histogram.png")
+            plots.plot_det(titled(curves), folder / "det.png")
+            plots.plot_score_histogram(scores_of["cosine"], trials.labels, folder / "histogram.png")
             results["wrote"] += ["report.md", "det.png", "histogram.png"]
             if with_page:
-                more = draw_more(output, scores_of["cosine"], embeddings, ids, trials, seconds, projection)
-                figures = {output / name: CAPTIONS[name] for name in ("det.png", "histogram.png", *more)}
+                more = draw_more(folder, scores_of["cosine"], embeddings, ids, trials, seconds, projection)
+                figures = {folder / name: CAPTIONS[name] for name in ("det.png", "histogram.png", *more)}
                 title = f"Trials of {Path(trials_path).name}"
-                report.write_page(output / "report.html", title, lines, notes(results), figures)
+                report.write_page(folder / "report.html", title, lines, notes(results), figures)
                 results["wrote"] += [*more, "report.html"]
         results["wrote"].append("results.json")
-        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        storage.write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -94,7 +95,7 @@ def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[st
 def read_calibration(path: str | os.PathLike) -> dict[str, tuple[float, float]]:
     """Reads {kind of score: (scale, offset)} from another list's results.json; UserError if it is none."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))["ways"]
+        rows = json.loads(storage.read_text(path))["ways"]
         pairs = {kind: row["calibration"] for kind, row in rows.items()}
         return {kind: (float(scale), float(offset)) for kind, (scale, offset) in pairs.items()}
     except OSError as error:
@@ -163,10 +164,10 @@ def write_scores(output: Path, trials: Trials, scores_of: dict[str, np.ndarray],
 
 
 @contextlib.contextmanager
-def _writing(output: Path):
+def _writing(output: str | os.PathLike) -> Iterator[Path]:
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        yield
+        with storage.output_folder(output) as folder:
+            yield folder
     except OSError as error:
         raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
 
@@ -188,4 +189,4 @@ def notes(results: dict) -> list[str]:
 def summary(results: dict, output: str | os.PathLike) -> str:
     """Summarises the results and says where each file is."""
     table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
-    return "\n".join([*table, *notes(results), *(f"wrote {Path(output) / name}" for name in results["wrote"])])
+    return "\n".join([*table, *notes(results), *(f"wrote {storage.place(output) / name}" for name in results["wrote"])])

@@ -5,12 +5,12 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Float64, Int, Real, Shaped
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import metrics
 from sdpn_jax.eval.trials import Trials, read_text, trial_rows
@@ -24,8 +24,8 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"]
     `path` is an .npz with the arrays `embeddings` and `ids`, or a folder with embeddings.npy and ids.txt (one a line).
     Raises UserError when something is missing, unreadable, or does not fit together.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = storage.place(path)
+    if storage.is_folder(path):
         embeddings = _array(path / "embeddings.npy")
         ids = read_text(path / "ids.txt", "list of ids").split("\n")
         ids = [name.rstrip("\r") for name in (ids if ids[-1] else ids[:-1])]
@@ -50,9 +50,9 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"]
 
 def load_seconds(path: str | os.PathLike) -> Real[np.ndarray, " N"] | None:
     """Reads the lengths in seconds of the utterances of `load_embeddings`; None if they are missing."""
-    path = Path(path)
-    if path.is_dir():
-        return _array(path / "seconds.npy") if (path / "seconds.npy").exists() else None
+    path = storage.place(path)
+    if storage.is_folder(path):
+        return _array(path / "seconds.npy") if storage.exists(path / "seconds.npy") else None
     with _archive(path) as archive:
         return _member(archive, path, "seconds") if "seconds" in archive else None
 
@@ -120,30 +120,30 @@ def evaluate(embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: T
     return summarize(score_trials(embeddings, ids, trials), labels)
 
 
-def _array(path: Path) -> np.ndarray:
+def _array(path: storage.Place) -> np.ndarray:
     found = _load_array(path)
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: not one array; embed the recordings again")
     return found
 
 
-def _archive(path: Path) -> np.lib.npyio.NpzFile:
+def _archive(path: storage.Place) -> np.lib.npyio.NpzFile:
     found = _load_array(path)
     if not isinstance(found, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: not an .npz archive; wanted are the arrays 'embeddings' and 'ids' in one")
     return found
 
 
-def _load_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
+def _load_array(path: storage.Place) -> np.ndarray | np.lib.npyio.NpzFile:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(storage.local(path), allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot read the embeddings ({error.strerror or 'not a NumPy file'})") from None
     except UNREADABLE:
         raise UserError(f"{path}: not a NumPy file of plain arrays; export the embeddings again") from None
 
 
-def _member(archive: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
+def _member(archive: np.lib.npyio.NpzFile, path: storage.Place, key: str) -> np.ndarray:
     if key not in archive:
         raise UserError(f"{path}: no array {key!r} (it holds {', '.join(map(repr, archive)) or 'nothing'})")
     try:

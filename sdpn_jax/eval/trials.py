@@ -5,10 +5,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.vectors import unit
 
@@ -292,7 +292,7 @@ def _malformed(path: str | os.PathLike, number: int, line: str, form: Form) -> U
 
 def read_text(path: str | os.PathLike, what: str) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return storage.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: the {what} is not a text file in UTF-8") from None
     except OSError as error:

@@ -5,9 +5,9 @@ computed again, and several machines may share the parts among them. All devices
 """
 
 import hashlib
+import io
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +42,7 @@ Embed = Callable[[list[LogMel]], Float[np.ndarray, "N D"]]
 class Part:
     """One stretch of the list of utterances: recordings as (id, path), or one shard."""
 
-    utterances: tuple[tuple[str, Path], ...] = ()
+    utterances: tuple[tuple[str, storage.Place], ...] = ()
     shard: Path | None = None
     count: int = 0
 
@@ -59,9 +59,9 @@ class Written:
 
     embeddings: int
     dimension: int
-    output: Path
+    output: storage.Place
     skipped: int
-    reasons: Path
+    reasons: storage.Place
 
 
 def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
@@ -71,12 +71,12 @@ def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
     different sources have one id.
     """
     parts, utterances = [], []
-    for source in map(Path, sources):
+    for source in map(storage.place, sources):
         if is_shards(source):
             shards = open_shards(source)
             pairs = zip(shards.paths, shards.counts, strict=True)
             parts += [Part(shard=path, count=count) for path, count in pairs]
-        elif source.is_dir() or source.suffix in LISTS:
+        elif source.suffix in LISTS or storage.is_folder(source):
             utterances += audio.find_utterances(source)
         else:
             utterances.append((str(source), source))
@@ -111,7 +111,7 @@ def read_features(source: str | os.PathLike, skipped: list[tuple[str, str]]) -> 
         yield from read_part(part, skipped)
 
 
-def _log_mel_or_reason(path: Path) -> LogMel | audio.AudioError:
+def _log_mel_or_reason(path: storage.Place) -> LogMel | audio.AudioError:
     try:
         return features.log_mel(audio.read_audio(path))
     except audio.AudioError as error:
@@ -206,37 +206,37 @@ def embed_corpus(
         embed = partial(embedder.embed_crops, embed, count=crops, frames=frames)
     about: list[Any] = [digest, crops, crop_seconds, [part.stamps() for part in parts]]
     name = hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    folder = parts_folder(output) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.make_folder(parts_folder(output) / name)
 
+    done = set(storage.names(folder))
     paths = [folder / f"part-{number:05d}.npz" for number in range(len(parts))]
     ours = list(zip(parts, paths, strict=True))[task_index::task_count]
     total = sum(part.count for part, _ in ours)
     bar = {"unit": "utterance", "desc": "embedding", "smoothing": 0.05, "mininterval": 1, "disable": total < 10}
     with tqdm(total=total, **bar) as progress:
         for part, path in ours:
-            if path.exists():
+            if path.name in done:
                 progress.update(part.count)
             else:
                 storage.write_npz(path, **embed_part(embed, part, progress))
-    return join(paths, Path(output)) if task_count == 1 else None
+    return join(paths, storage.place(output)) if task_count == 1 else None
 
 
-def parts_folder(output: str | os.PathLike) -> Path:
+def parts_folder(output: str | os.PathLike) -> storage.Place:
     """Returns the folder in which the parts of an output wait to be joined."""
-    return Path(f"{output}.parts")
+    return storage.place(f"{os.fspath(output)}.parts")
 
 
-def join(paths: list[Path], output: Path) -> Written:
+def join(paths: list[storage.Place], output: storage.Place) -> Written:
     """Joins the parts into one output, lists the skipped recordings, and removes the parts."""
     parts = []
     for path in paths:
-        with np.load(path) as part:
+        with np.load(io.BytesIO(storage.read_bytes(path))) as part:
             parts.append(dict(part))
     skipped = [(str(name), str(reason)) for part in parts for name, reason in part["skipped"]]
     kept = [part for part in parts if len(part["ids"])]
     if not kept:
-        shutil.rmtree(parts_folder(output))
+        storage.remove(parts_folder(output))
         first = f", first {skipped[0][0]!r}: {skipped[0][1]}" if skipped else ""
         raise UserError(f"none of the {len(skipped)} recordings can be used{first}")
     ids, embeddings, seconds = (
@@ -244,37 +244,38 @@ def join(paths: list[Path], output: Path) -> Written:
     )
     write_embeddings(output, ids.tolist(), embeddings, seconds)
     write_skipped(output, skipped)
-    shutil.rmtree(parts_folder(output))
+    storage.remove(parts_folder(output))
     return Written(len(ids), embeddings.shape[1], output, len(skipped), skipped_path(output))
 
 
 def write_embeddings(output: str | os.PathLike, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
     """Writes one .npz if `output` ends in .npz, otherwise a folder with embeddings.npy, ids.txt and seconds.npy."""
-    output = Path(output)
+    output = storage.place(output)
     embeddings = embeddings.astype(np.float32)
     if output.suffix == ".npz":
-        output.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(output.parent)
         storage.write_npz(output, ids=np.asarray(ids), embeddings=embeddings, seconds=seconds)
         return
-    output.mkdir(parents=True, exist_ok=True)
-    np.save(output / "embeddings.npy", embeddings)
-    np.save(output / "seconds.npy", seconds)
-    (output / "ids.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8", errors="surrogateescape")
+    storage.make_folder(output)
+    for name, array in (("embeddings.npy", embeddings), ("seconds.npy", seconds)):
+        with storage.written(output / name) as file:
+            np.save(file, array)
+    storage.write_text(output / "ids.txt", "".join(f"{name}\n" for name in ids))
 
 
-def skipped_path(output: str | os.PathLike) -> Path:
+def skipped_path(output: str | os.PathLike) -> storage.Place:
     """Returns the path of the list of skipped recordings: beside an .npz, inside a folder."""
-    output = Path(output)
+    output = storage.place(output)
     if output.suffix == ".npz":
         return output.with_name(output.name.removesuffix(".npz") + ".skipped.txt")
     return output / "skipped.txt"
 
 
-def write_skipped(output: Path, skipped: list[tuple[str, str]]) -> None:
+def write_skipped(output: storage.Place, skipped: list[tuple[str, str]]) -> None:
     """Lists (path, reason) of recordings that could not be used; without any, a list of an earlier run is removed."""
     path = skipped_path(output)
-    path.unlink(missing_ok=True)
+    storage.remove(path)
     if skipped:
         lines = "".join(f"{name!r}\t{reason}\n" for name, reason in skipped)
-        path.write_text(lines, encoding="utf-8", errors="surrogateescape")
+        storage.write_text(path, lines)
         logging.warning("%d recordings skipped, listed in %s", len(skipped), path)

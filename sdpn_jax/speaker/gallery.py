@@ -4,7 +4,6 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -68,7 +67,7 @@ def new(model: str) -> Gallery:
 def read(path: str | os.PathLike, model: str) -> Gallery:
     """Reads a gallery; UserError if it is none, or was made with a model of another fingerprint."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(storage.local(path), allow_pickle=False) as archive:
             names, sums, counts, theirs = (archive[key] for key in ("names", "sums", "counts", "model"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the gallery ({error.strerror or 'not a NumPy file'})") from None
@@ -81,7 +80,7 @@ def read(path: str | os.PathLike, model: str) -> Gallery:
 
 def write(path: str | os.PathLike, gallery: Gallery) -> None:
     """Writes a gallery, complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = storage.place(path)
+    storage.make_folder(path.parent)
     names, model = np.asarray(gallery.names), np.asarray(gallery.model)
     storage.write_npz(path, names=names, sums=gallery.sums, counts=gallery.counts, model=model)

@@ -2,13 +2,13 @@
 
 import os
 import shlex
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network
 from sdpn_jax.training import checkpoint, optim
@@ -39,8 +39,8 @@ def to_workdir(source: str | os.PathLike, workdir: str | os.PathLike, step: int 
     The config says only what the weights do, and where they are from: a run that goes on may choose everything else.
     Raises UserError when the checkpoint cannot be used or there is a run already.
     """
-    workdir = Path(workdir)
-    if (workdir / run.CONFIG).exists() or (workdir / run.CHECKPOINTS).exists():
+    workdir = storage.place(workdir)
+    if storage.exists(workdir / run.CONFIG) or storage.exists(workdir / run.CHECKPOINTS):
         raise UserError(f"{workdir} holds a run already: choose another --output, or delete that one")
     sizes, student, teacher, prototypes = sdpn_names.read_checkpoint(source)
     config = {"converted_from": str(source), "model": sizes, "num_prototypes": len(prototypes)}

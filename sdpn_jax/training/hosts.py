@@ -1,11 +1,12 @@
 """The processes of one run on several hosts: how they join, and how they save and stop at the same step."""
 
 import os
+import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -19,24 +20,59 @@ HEARTBEAT_TIMEOUT_S = 60  # after which a silent host ends the run on all others
 
 
 def several_expected(environment: Mapping[str, str]) -> bool:
-    """Tells whether this is one process among several: under SLURM's srun, mpirun, or on a TPU pod's worker."""
-    slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
+    """Tells whether this is one process among several: under SLURM's srun, mpirun, or on a TPU pod's worker.
+
+    Raises UserError in a shell of a SLURM allocation for several tasks that srun did not start.
+    """
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        if not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
+            raise UserError(
+                f"this shell is in a SLURM allocation of {environment['SLURM_NTASKS']} tasks, but srun did not start "
+                "this process: begin with `srun sdpn train`, or give --alone for one process"
+            )
+        return int(environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])) > 1
     mpi = int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-    return slurm or mpi or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    return mpi or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
-def join(coordinator: str | None, process_count: int | None, process_index: int | None) -> None:
+def gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:
+    """Numbers the GPUs, among those that it sees, that a task of SLURM uses; None: as JAX decides.
+
+    A task alone on its node uses all that it sees, and so does one that sees its own GPU alone; several on a node share
+    evenly those that all of them see. JAX would give each task one.
+    """
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "")))
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name not in ("", "-1")]
+    count = len(visible) or int(environment.get("SLURM_GPUS_ON_NODE", 0))
+    if "SLURM_PROCID" not in environment or not tasks or not count:
+        return None
+    on_node, local = int(tasks[0]), int(environment.get("SLURM_LOCALID", 0))
+    if on_node == 1 or count == 1:
+        return list(range(count))
+    if count % on_node:
+        return None
+    share = count // on_node
+    return list(range(local * share, (local + 1) * share))
+
+
+def join(
+    coordinator: str | None,
+    process_count: int | None,
+    process_index: int | None,
+    local_devices: Sequence[int] | None = None,
+) -> None:
     """Connects this process with the others through the `coordinator` (host:port of process 0).
 
-    What is None is found by JAX: SLURM, Open MPI, Kubernetes, TPU metadata. Raises UserError when it cannot be found,
-    or when not all processes arrive in time. A host that fails later ends the run on all others after
-    HEARTBEAT_TIMEOUT_S; started again, it resumes.
+    local_devices: numbers of the accelerators that this process uses. What is None is found by JAX: SLURM, Open MPI,
+    Kubernetes, TPU metadata. Raises UserError when it cannot be found, or when not all processes arrive in time. A host
+    that fails later ends the run on all others after HEARTBEAT_TIMEOUT_S; started again, it resumes.
     """
     try:
         jax.distributed.initialize(
             coordinator,
             process_count,
             process_index,
+            local_devices,
             initialization_timeout=JOIN_TIMEOUT_S,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )

@@ -1,7 +1,6 @@
 """A run's weights under the names of the released PyTorch implementation."""
 
 import os
-from pathlib import Path
 
 import jax
 import safetensors.numpy
@@ -20,8 +19,8 @@ def to_safetensors(
     """
     network, variables, step = run.read_network(workdir, step, which)
     state = sdpn_names.to_released(jax.device_get(variables), step)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(storage.place(output).parent)
     about = {"format": "pt", "encoder": which, "step": str(step)}
-    storage.write_bytes(Path(output), safetensors.numpy.save(state, about))
+    storage.write_bytes(output, safetensors.numpy.save(state, about))
     logging.info("%s of %s, step %d, channels %s", which, workdir, step, network.channels)
     return step

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
 from sdpn_jax.weights import model_folder, run
@@ -12,7 +13,7 @@ from sdpn_jax.weights import model_folder, run
 def read_results(path: str | os.PathLike) -> dict:
     """Reads the results.json of a scored list with labels; UserError if it is none."""
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = json.loads(storage.read_text(path))
         return {key: results[key] for key in ("eer_percent", "threshold_at_eer", "trials", "trials_file")}
     except OSError as error:
         raise UserError(f"cannot read --results={path} ({error.strerror})") from None

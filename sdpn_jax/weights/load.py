@@ -1,12 +1,12 @@
 """A trained encoder from wherever it is kept: model folder, training run, or a file of weights."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
@@ -22,17 +22,17 @@ def load_network(
     the network "untrained"; step: the run's checkpoint, by default the newest. Raises UserError when there is no such
     thing, when it cannot be read, or when it is no run and has neither student nor steps.
     """
-    path = Path(path)
-    if path.is_dir() and not model_folder.is_model(path):
+    path = storage.place(path)
+    if storage.is_folder(path) and not model_folder.is_model(path):
         from sdpn_jax.weights import run  # which loads Orbax
 
         network, variables, _ = run.read_network(path, step, which)
         return network, variables, None
-    if not path.exists():
+    if not storage.exists(path):
         raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
     if which != "teacher" or step is not None:
         raise UserError(f"{path} is no training run: it has one network, no {which} and no steps to choose from")
-    if path.is_dir():
+    if storage.is_folder(path):
         network, variables, config = model_folder.read_model(path)
         return network, variables, config["threshold"]
     if path.suffix == ".safetensors":

@@ -4,14 +4,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from sdpn_jax import storage
 from sdpn_jax.data import features
@@ -52,8 +51,7 @@ def write_model(
     model: what `network_of` takes; variables: {"params", "batch_stats"}; about: facts for people, of how the model was
     made and what it achieves; threshold: the cosine to accept from; license: of the weights (an SPDX identifier).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.make_folder(folder)
     flat = {name: np.asarray(value) for name, value in flatten_dict(jax.device_get(variables), sep="/").items()}
     config = {
         "model_type": "sdpn_jax",
@@ -62,8 +60,8 @@ def write_model(
         "threshold": threshold,
         "about": dict(about),
     }
-    (folder / CONFIG).unlink(missing_ok=True)  # without it the folder is no model, until all is written
-    save_file(flat, folder / WEIGHTS)
+    storage.remove(folder / CONFIG)  # without it the folder is no model, until all is written
+    storage.write_bytes(folder / WEIGHTS, save(flat))
     encoder = sum(value.size for name, value in flat.items() if name.startswith("params/encoder"))
     storage.write_text(
         folder / CARD,
@@ -80,22 +78,22 @@ def write_model(
 
 def is_model(folder: str | os.PathLike) -> bool:
     """Tells whether `write_model` wrote this folder, or began to."""
-    return (Path(folder) / WEIGHTS).exists()
+    return storage.exists(storage.place(folder) / WEIGHTS)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: storage.Place) -> dict[str, np.ndarray]:
     """Reads {name: array} of a .safetensors file; UserError if it is none or damaged."""
     try:
-        return load_file(path)
+        return load_file(storage.local(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); export the model again") from None
 
 
 def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     """Reads (network, variables, content of config.json) of a model folder; UserError if something does not fit."""
-    folder = Path(folder)
+    folder = storage.place(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads(storage.read_text(folder / CONFIG))
         network = network_of(config["model"])
         theirs = config["features"]
     except OSError as error:

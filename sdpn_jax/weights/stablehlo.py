@@ -10,7 +10,6 @@ the features itself, and gives embeddings [batch, D], on CPU, CUDA, ROCm and TPU
 """
 
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +38,6 @@ def serialise(network: Network, variables: dict) -> bytes:
 def write(path: str | os.PathLike, network: Network, variables: dict) -> int:
     """Writes `serialise` of the network to a file; returns its size in bytes."""
     content = serialise(network, variables)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    storage.write_bytes(Path(path), content)
+    storage.make_folder(storage.place(path).parent)
+    storage.write_bytes(path, content)
     return len(content)

@@ -15,6 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 
 DTYPES = {
@@ -167,7 +168,7 @@ def opened(path: str | os.PathLike) -> Iterator[dict]:
 
     Raises UserError, with what to do, for a file that is missing, damaged, of another kind, or not of tensors alone.
     """
-    path = Path(path)
+    path = _here(path)
     _check_kind(path)
     try:
         file = zipfile.ZipFile(path)
@@ -184,6 +185,13 @@ def opened(path: str | os.PathLike) -> Iterator[dict]:
         if not isinstance(contents, dict):
             raise UserError(f"{path} holds {type(contents).__name__}, not a dictionary of state dictionaries")
         yield contents
+
+
+def _here(path: str | os.PathLike) -> Path:
+    try:
+        return storage.local(path)
+    except FileNotFoundError:
+        raise UserError(f"{os.fspath(path)} does not exist") from None
 
 
 def _check_kind(path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from sdpn_jax.errors import UserError
 from sdpn_jax.training import hosts
 
 
@@ -60,7 +61,9 @@ def test_a_checkpoint_is_asked_for_once_a_period(monkeypatch):
     [
         ({}, False),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, True),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # a shell of salloc
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
@@ -68,3 +71,27 @@ def test_a_checkpoint_is_asked_for_once_a_period(monkeypatch):
 )
 def test_whether_others_are_expected(environment, several):
     assert hosts.several_expected(environment) is several
+
+
+def test_a_shell_of_an_allocation_without_srun():
+    with pytest.raises(UserError, match="SLURM allocation of 8 tasks, but srun did not start .*--alone"):
+        hosts.several_expected({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})
+
+
+@pytest.mark.parametrize(
+    "tasks, local, visible, on_node, expected",
+    [
+        ("1(x4)", 0, "0,1,2,3", "4", [0, 1, 2, 3]),  # a task a node
+        ("8(x2)", 3, "0,1,2,3,4,5,6,7", "8", [3]),  # a task a GPU
+        ("8(x2)", 3, "3", "8", [0]),  # each sees its own alone
+        ("2", 1, "0,1,2,3", "4", [2, 3]),
+        ("1", 0, "", "8", list(range(8))),
+        ("3", 0, "0,1,2,3", "4", None),
+        ("1", 0, "", "0", None),  # no GPU
+    ],
+)
+def test_gpus_of_a_slurm_task(tasks, local, visible, on_node, expected):
+    environment = {"SLURM_PROCID": "5", "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_LOCALID": str(local),
+                   "CUDA_VISIBLE_DEVICES": visible, "SLURM_GPUS_ON_NODE": on_node}  # fmt: skip
+    assert hosts.gpus_of_task(environment) == expected
+    assert hosts.gpus_of_task({"CUDA_VISIBLE_DEVICES": visible}) is None
