@@ -6,8 +6,8 @@ A tiny run on made-up recordings is begun and resumed under: SIGKILL at random t
 input or output at the n-th file operation of the process (open, read, write, rename, fsync of Python and Orbax); out of
 memory in the n-th step; a full disk at the n-th write; a second run in the same workdir. After every start the newest
 complete checkpoint must be as new as before, `metrics.jsonl` without a doubled row, and a start that failed must have
-said one line and no traceback. The last start runs to the end, which must equal a run in peace bit for bit. Prints a table
-of injected and survived, and writes it to <output>/faults.md.
+said one line and no traceback. The last start runs to the end, which must equal a run in peace bit for bit. Prints a
+table of injected and survived, and writes it to <output>/faults.md.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def one(place: Path, workdir: Path, kind: str, number: int, rng: random.Random) 
     if code not in CODES.get(kind, {0, 2}) | ({0} if kind == "kill" else set()):
         wrong.append(f"exit code {code}")
     if "Traceback" in said and kind != "kill":
-        wrong.append("traceback")
+        wrong.append("traceback: " + said[said.index("Traceback") :][:1500])
     if code == 2 and sum(line.startswith("error: ") for line in said.splitlines()) != 1:
         wrong.append("not one line")
     if complete(workdir) < before:
@@ -136,8 +136,9 @@ def weights_of(workdir: Path, output: Path) -> bytes:
     """The final teacher and student as bytes."""
     parts = []
     for which in ("teacher", "student"):
-        code = f"from sdpn_jax.weights.run import read_network; import jax, numpy as np; v = read_network({str(workdir)!r}, "
-        code += f"None, {which!r})[1]; np.savez({str(output)!r}, *map(np.asarray, jax.tree.leaves(v)))"
+        code = "from sdpn_jax.weights.run import read_network; import jax, numpy as np; "
+        code += f"arrays = jax.tree.leaves(read_network({str(workdir)!r}, None, {which!r})[1]); "
+        code += f"np.savez({str(output)!r}, *map(np.asarray, arrays))"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         with np.load(output) as arrays:
             parts += [arrays[name].tobytes() for name in arrays.files]
@@ -160,7 +161,7 @@ def main() -> None:
         sys.exit(f"the run in peace failed:\n{process.communicate()[1][-2000:]}")
     jobs = [("kill", 0)] * args.kills + [("stop", 0)] * args.stops + [("neighbour", 0)] * args.neighbours
     jobs += [("memory", rng.randint(1, 20)) for _ in range(args.memory)]
-    jobs += [("io", rng.randint(1, 250)) for _ in range(args.io)] + [
+    jobs += [("io", rng.randint(1, 90)) for _ in range(args.io)] + [
         ("full", rng.randint(1, 120)) for _ in range(args.full)
     ]
     rng.shuffle(jobs)

@@ -26,7 +26,7 @@ def files_of(folder: Path, count: int) -> list[Path]:
 
 
 def make(folder: Path, count: int) -> None:
-    """Makes the files, and the shards as `sdpn prepare --store=waveform` would leave them."""
+    """Makes the files, and the shards as `sdpn prepare --store=waveform` would leave them: not measured."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from sdpn_jax.data import audio, prepare, records
@@ -98,7 +98,7 @@ def inspect(folder: Path) -> None:
     survey.survey(folder / "shards")
 
 
-STAGES = (plan, finish, first_batch, batch_400000, embed_list, inspect)
+STAGES = (make, plan, finish, first_batch, batch_400000, embed_list, inspect)
 
 
 def main() -> None:
@@ -109,15 +109,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage:
         started = time.time()
-        next(stage for stage in STAGES if stage.__name__ == args.stage)(args.output)
+        stage = next(stage for stage in STAGES if stage.__name__ == args.stage)
+        stage(args.output, args.utterances) if stage is make else stage(args.output)
         print(json.dumps([time.time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2]))
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    if not (args.output / "shards").exists():
-        make(args.output, args.utterances)
     print("| stage | s | peak memory, GiB |\n|---|---|---|")
-    for stage in STAGES:
+    for stage in STAGES[
+        (args.output / "shards").exists() :
+    ]:  # in processes: memory of a parent counts for its children
         command = [sys.executable, __file__, f"--output={args.output}", f"--stage={stage.__name__}"]
+        command.append(f"--utterances={args.utterances}")
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-2000:])

@@ -134,5 +134,11 @@ def start_log() -> None:
 
 
 def _ours_or_a_warning(record: pylogging.LogRecord) -> bool:
-    """Keeps libraries' chatter out of the log: Orbax alone says a dozen lines about every checkpoint."""
-    return record.levelno >= pylogging.WARNING or record.pathname.startswith(PACKAGE)
+    """Keeps libraries' chatter out of the log: Orbax alone says a dozen lines about every checkpoint.
+
+    What fails in its threads is raised again where we wait for them: their line in the log needs no traceback.
+    """
+    if record.pathname.startswith(PACKAGE):
+        return True
+    record.exc_info = None
+    return record.levelno >= pylogging.WARNING

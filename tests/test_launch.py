@@ -166,8 +166,8 @@ def run_on_tpu(folder, python_runs=True, states="READY", queued="NONE", train="e
     """launch/tpu_pod.sh with `folder`/host for all hosts, where each program says what it was asked.
 
     python3.13 and python3.12 are found but do not run, as under pyenv; python3.11 does if `python_runs`. states,
-    queued: what gcloud says of the slice and of the queued resource, one after the other; the last one for good. train: how
-    `sdpn` ends.
+    queued: what gcloud says of the slice and of the queued resource, one after the other; the last one for good.
+    train: how `sdpn` ends.
     """
     programs = folder / "programs"
     (folder / "host").mkdir(exist_ok=True)
