@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from small_run import arguments_of, make_workplace
 
-STEPS = 60
+STEPS, PATIENCE_S = 60, 120
 CODES = {"kill": {-9}, "stop": {143, 130, 0}, "peace": {0}}  # all others: 0 (nothing happened) or 2 (one line)
 NUMBERS = {"io": errno.EIO, "full": errno.ENOSPC}
 
@@ -78,8 +78,8 @@ if kind == "memory":
             return step(*inputs)
         return once
     loop.compiled = limited
-from sdpn_jax.cli.program import main
-sys.exit(main(sys.argv[1:]))
+from sdpn_jax.cli.program import leave, main
+leave(main(sys.argv[1:]))
 """
 
 
@@ -106,8 +106,14 @@ def one(place: Path, workdir: Path, kind: str, number: int, rng: random.Random) 
             process.wait(rng.uniform(3, 14))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL if kind == "kill" else rng.choice([signal.SIGTERM, signal.SIGINT]))
-    said, code = process.communicate()[1], process.returncode
     wrong = []
+    try:
+        said = process.communicate(timeout=PATIENCE_S)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = process.communicate()[1]
+        wrong.append("did not end")
+    code = process.returncode
     if kind == "neighbour" and not (code == 2 and "is in use by process" in said):
         wrong.append(f"a neighbour ended with {code}")
     if code not in CODES.get(kind, {0, 2}) | ({0} if kind == "kill" else set()):

@@ -2,8 +2,8 @@
 
 import sys
 
-from sdpn_jax.cli.program import main, use_huge_pages
+from sdpn_jax.cli.program import leave, main, use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

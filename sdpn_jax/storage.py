@@ -5,6 +5,7 @@ Buckets are reached through fsspec, by the extras `gcs` and `s3`. What libraries
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import importlib.util
@@ -155,11 +156,11 @@ def rename(path: str | os.PathLike, target: str | os.PathLike) -> Place:
         return place(path).rename(target)
     import fsspec.core
 
-    def work() -> None:
-        system, inside = fsspec.core.url_to_fs(os.fspath(path))
-        system.mv(inside, system._strip_protocol(os.fspath(target)), recursive=True)
-
-    patiently(path, work)
+    for name in files_below(path):
+        system, source = fsspec.core.url_to_fs(os.fspath(place(path) / name))
+        copy = system._strip_protocol(os.fspath(place(target) / name))
+        patiently(path, functools.partial(system.cp_file, source, copy))
+    remove(path)
     return place(target)
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -64,7 +65,20 @@ def run() -> None:
     """The installed program `sdpn`."""
     if sys.argv[1:2] in (["train"], ["demo"]):
         use_huge_pages()
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code, after a failure at once.
+
+    Threads of libraries may then wait for what will never come: Orbax's for the signal that a folder has been made, for
+    ten minutes, where there was no space for it.
+    """
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def use_huge_pages() -> None:

@@ -148,27 +148,34 @@ def embedding_function(model: str | os.PathLike, which: str = "teacher", step: i
     return partial(embedder.Embedder(network), variables), embedder.fingerprint(network, variables)
 
 
+def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np.ndarray, "n D"]]:
+    """Embeds log-mels in their order, at most FRAMES_IN_MEMORY frames (or one utterance) at once."""
+    waiting: list[LogMel] = []
+    frames = 0
+    for log_mel in log_mels:
+        if waiting and frames + len(log_mel) > FRAMES_IN_MEMORY:
+            yield embed(waiting)
+            waiting, frames = [], 0
+        waiting.append(log_mel)
+        frames += len(log_mel)
+    if waiting:
+        yield embed(waiting)
+
+
 def embed_part(embed: Embed, part: Part, progress: tqdm) -> dict[str, np.ndarray]:
     """Embeds a part, at most FRAMES_IN_MEMORY frames at once: {"ids", "embeddings", "seconds", "skipped"}."""
     ids: list[str] = []
-    embeddings: list[np.ndarray] = []
     seconds: list[float] = []
     skipped: list[tuple[str, str]] = []
-    waiting: list[LogMel] = []
 
-    def flush() -> None:
-        if waiting:
-            embeddings.append(embed(waiting))
-            waiting.clear()
+    def log_mels() -> Iterator[LogMel]:
+        for utterance_id, log_mel in read_part(part, skipped):
+            ids.append(utterance_id)
+            seconds.append((len(log_mel) - 1) / FRAMES_PER_SECOND)
+            yield log_mel
+            progress.update()
 
-    for utterance_id, log_mel in read_part(part, skipped):
-        if sum(map(len, waiting)) + len(log_mel) > FRAMES_IN_MEMORY:
-            flush()
-        ids.append(utterance_id)
-        waiting.append(log_mel)
-        seconds.append((len(log_mel) - 1) / FRAMES_PER_SECOND)
-        progress.update()
-    flush()
+    embeddings = list(embed_in_turn(embed, log_mels()))
     progress.update(len(skipped))
     return {
         "ids": np.asarray(ids, np.str_),

@@ -1,6 +1,7 @@
 """The teacher while it learns: EER on trial lists, and how well crops of held-out speech find each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from sdpn_jax.eval import scoring
 from sdpn_jax.eval.metrics import crop_retrieval
 from sdpn_jax.eval.trials import read_trials, trial_rows
 from sdpn_jax.models.network import Network
-from sdpn_jax.speaker.corpus import read_features
+from sdpn_jax.speaker.corpus import embed_in_turn, read_features
 from sdpn_jax.speaker.embedder import Embedder
+
+FRAMES_KEPT = 2**22  # of log-mels between evaluations: 1.25 GiB, 11.6 hours of speech
 
 
 class Evaluator:
@@ -33,13 +36,18 @@ class Evaluator:
         """
         self._embed, self._crops = Embedder(network), crops
         self._trials = {Path(path).stem: read_trials(path) for path in trial_lists}
-        self._ids: list[str] = []
-        self._log_mels: list[np.ndarray] = []
+        self._recordings, self._ids = recordings, []
+        self._kept: list[np.ndarray] | None = []  # log-mels; None: they are too many, and read anew each time
         if self._trials:
             skipped: list[tuple[str, str]] = []
+            frames = 0
             for utterance_id, log_mel in read_features(recordings, skipped):
                 self._ids.append(utterance_id)
-                self._log_mels.append(log_mel)
+                frames += len(log_mel)
+                if self._kept is not None and frames <= FRAMES_KEPT:
+                    self._kept.append(log_mel)
+                else:
+                    self._kept = None
             for trials in self._trials.values():
                 trials.known_labels()
                 trial_rows(self._ids, trials)
@@ -57,7 +65,7 @@ class Evaluator:
                 row["crop_retrieval_percent"],
                 row["crop_eer_percent"],
             )
-        embeddings = self._embed(variables, self._log_mels)
+        embeddings = self._embeddings(variables) if self._trials else np.zeros((0, 0))
         for name, trials in self._trials.items():
             try:
                 results = scoring.evaluate(embeddings, self._ids, trials)
@@ -68,3 +76,20 @@ class Evaluator:
             row |= {f"eer_percent/{name}": eer, f"min_dcf_0.05/{name}": min_dcf}
             logging.info("EER on %s: %.2f %%, minDCF(0.05) %.3f", name, eer, min_dcf)
         return row
+
+    def _embeddings(self, variables: dict[str, Any]) -> np.ndarray:
+        """Embeds all recordings in bounded memory; UserError when they are not those of the beginning."""
+        embed = partial(self._embed, variables)
+        if self._kept is not None:
+            return embed(self._kept)
+        ids: list[str] = []
+
+        def read() -> Iterator[np.ndarray]:
+            for utterance_id, log_mel in read_features(self._recordings, []):
+                ids.append(utterance_id)
+                yield log_mel
+
+        embeddings = np.concatenate(list(embed_in_turn(embed, read())))
+        if ids != self._ids:
+            raise UserError(f"the recordings in {self._recordings} have changed since the run began: start it again")
+        return embeddings

@@ -152,3 +152,23 @@ def test_crop_retrieval():
     labels = [i // 2 == j // 2 for i in range(6) for j in range(i)]
     assert found["crop_eer_percent"] == pytest.approx(100 * metrics.eer(cosines, labels))
     assert metrics.crop_retrieval(crops[:4], [0, 0, 1, 1]) == {"crop_retrieval_percent": 100, "crop_eer_percent": 0}
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 10**6])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_crop_retrieval_in_blocks_is_that_of_all_pairs(monkeypatch, at_once, tied, seed):
+    """Against a loop over all pairs; crops along axes have cosines of -1, 0 and 1 alone."""
+    monkeypatch.setattr(metrics, "COSINES_AT_ONCE", at_once)
+    rng = np.random.default_rng(seed)
+    utterances = np.repeat(np.arange(10), 4)
+    crops = np.eye(4)[rng.integers(4, size=40)] * rng.choice([-1, 1], (40, 1)) if tied else rng.normal(size=(40, 3))
+    units = crops / np.linalg.norm(crops, axis=1, keepdims=True)
+    pairs = [(i, j) for i in range(40) for j in range(i + 1, 40)]
+    scores = [float(units[i] @ units[j]) for i, j in pairs]
+    found = metrics.crop_retrieval(crops, utterances)
+    expected = metrics.eer(scores, [utterances[i] == utterances[j] for i, j in pairs])
+    assert found["crop_eer_percent"] == pytest.approx(100 * expected)
+    nearest = [max((j for j in range(40) if j != i), key=lambda j: round(units[i] @ units[j], 9)) for i in range(40)]
+    if not tied:
+        assert found["crop_retrieval_percent"] == pytest.approx(100 * np.mean(utterances[nearest] == utterances))
