@@ -6,8 +6,10 @@ from pathlib import Path
 
 from absl import logging
 
+from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.data import prepare, synthetic
+from sdpn_jax.errors import UserError
 from sdpn_jax.eval import score
 from sdpn_jax.speaker.corpus import embed_corpus
 from sdpn_jax.training import loop
@@ -21,6 +23,8 @@ def run(config: Config, workdir: str | os.PathLike) -> dict:
     <workdir>/results.json holds `eer_<system>_percent` for mean and standard deviation of log-mel ("statistics"), the
     untrained encoder and the trained teacher ("trained").
     """
+    if storage.is_bucket(workdir):
+        raise UserError(f"--workdir={workdir}: the demo keeps everything on this machine, name a local folder")
     workdir = Path(workdir)
     corpus, shards = workdir / "corpus", workdir / "shards"
 
@@ -29,8 +33,7 @@ def run(config: Config, workdir: str | os.PathLike) -> dict:
     synthetic.make_corpus(corpus, seed=config.seed, **config.demo)
 
     _announce("2/4", "preparing", "log-mel features, clean and augmented, into shards")
-    if not (shards / "metadata.json").exists():
-        prepare.prepare(corpus / "train", shards, augmentations=4, seed=config.seed)
+    prepare.prepare(corpus / "train", shards, augmentations=4, seed=config.seed)  # what is complete is kept
     config.data_dir = str(shards)
     config.eval.input = str(corpus / "test")
     config.eval.trials = (str(corpus / "trials.txt"),)
@@ -47,7 +50,7 @@ def run(config: Config, workdir: str | os.PathLike) -> dict:
         results[f"eer_{name}_percent"] = scored["eer_percent"]
         results[f"min_dcf_0.05_{name}"] = scored["min_dcf_0.05"]
     results |= {"trials": scored["trials"], "targets": scored["targets"]}
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    storage.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     print(closing_words(results, workdir))
     return results
 

@@ -32,5 +32,6 @@ def verify(
         print(json_format.dumps({"recordings": [a, b], **dataclasses.asdict(verdict)}))
     else:
         said = "same speaker" if verdict.same_speaker else "different speakers"
-        print(f"score {verdict.score:.4f}, threshold {verdict.threshold:.4f}: {said}")
+        digits = 4 if f"{verdict.score:.4f}" != f"{verdict.threshold:.4f}" else 9  # a near miss must not look like none
+        print(f"score {verdict.score:.{digits}f}, threshold {verdict.threshold:.{digits}f}: {said}")
     return OK if verdict.same_speaker else VERDICT

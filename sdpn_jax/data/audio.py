@@ -58,8 +58,10 @@ def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> n
         mono = samples[:, 0]
     else:
         mono = samples.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(samples[:, channel])
-    if rate != SAMPLE_RATE:
+    if rate != SAMPLE_RATE and np.isfinite(mono).all():
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    if not np.isfinite(mono).all():  # finite samples near the end of float32's range overflow above
+        raise AudioError("samples too large")
     if len(mono) < MIN_SECONDS * SAMPLE_RATE:
         raise AudioError(f"shorter than {MIN_SECONDS} s")
     if np.abs(mono - mono.mean()).max() < SILENCE_PEAK:

@@ -164,3 +164,15 @@ def test_bad_sources(tmp_path):
         audio.find_utterances(tmp_path / "folder")
     with pytest.raises(UserError, match="does not exist"):
         audio.find_utterances(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_at_the_end_of_the_range_are_refused_or_finite(rate, channels):
+    """Finite ones near 3.4e38 overflow in a mean or in resampling."""
+    signs = np.where(np.arange(rate) % 50 < 25, 1, -1)
+    samples = np.tile((3.3e38 * signs).astype(np.float32)[:, None], (1, channels))
+    try:
+        assert np.isfinite(audio.at_16_khz(samples, rate)).all()
+    except audio.AudioError as error:
+        assert "too large" in str(error)

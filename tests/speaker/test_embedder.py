@@ -79,3 +79,12 @@ def test_crops_of_several_utterances_are_kept_apart():
     embed = lambda crops: np.stack([[crop.mean(), len(crop)] for crop in crops])  # noqa: E731
     expected = [[mean, length] / np.hypot(mean, length) for mean, length in ((1, 20), (2, 10), (-3, 20))]
     np.testing.assert_allclose(embedder.embed_crops(embed, log_mels, 3, 20), expected)
+
+
+def test_a_fingerprint_is_of_what_is_computed():
+    plain = Network(channels=(8, 8, 8, 8, 8), se_bottleneck=8, attention=8, embedding_size=8, hidden_size=8)
+    variables = initial_variables(plain, 0)
+    first = embedder.fingerprint(plain, variables)
+    assert embedder.fingerprint(plain.clone(remat=True), variables) == first
+    assert embedder.fingerprint(plain.clone(se_bottleneck=16), variables) != first
+    assert embedder.fingerprint(plain, initial_variables(plain, 1)) != first
