@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.errors import returns_exit_code
 
 
@@ -24,6 +23,7 @@ def cluster(
     seed: Annotated[int, Option(help="Of k-means and t-SNE.")] = 0,
 ) -> int:
     """Find speakers without labels: clusters of embeddings, written as pseudo-labels."""
+    from sdpn_jax import storage
     from sdpn_jax.eval import cluster as clustering
 
     results = clustering.cluster_file(embeddings, output, clusters, method, speakers, map, seed)

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.errors import returns_exit_code
 
 
@@ -19,6 +18,7 @@ def compare(
 
     The first system is compared with each other one, by a bootstrap over speakers in which all meet the same draws.
     """
+    from sdpn_jax import storage
     from sdpn_jax.eval import compare as comparison
     from sdpn_jax.eval import report
 

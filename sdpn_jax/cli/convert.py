@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.errors import UserError, returns_exit_code
 
 
@@ -18,6 +17,8 @@ def convert(
     ] = None,
 ) -> int:
     """Turn a checkpoint of the released PyTorch code into a training run, or a run's weights into its names."""
+    from sdpn_jax import storage
+
     if storage.is_folder(input):
         from sdpn_jax.weights import convert as conversion
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax import storage
 from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
 from sdpn_jax.errors import returns_exit_code
 
@@ -19,6 +18,8 @@ def enrol(
     json: Json = False,
 ) -> int:
     """Enrol a named speaker in a gallery; recordings of a name that is there already are added to it."""
+    from sdpn_jax import storage
+
     keep_compiled_programs()
     from sdpn_jax import SpeakerEncoder
     from sdpn_jax.speaker import gallery as galleries

@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.cli.options import Model
 from sdpn_jax.errors import UserError, returns_exit_code
 
@@ -26,6 +25,8 @@ def export(
     A folder (config.json, model.safetensors, model card) of a training run, which SpeakerEncoder.load takes; or, where
     --output ends in .stablehlo, samples -> embedding as one program that runs with JAX alone.
     """
+    from sdpn_jax import storage
+
     if output.endswith(".stablehlo"):
         from sdpn_jax.weights import stablehlo
         from sdpn_jax.weights.load import load_network

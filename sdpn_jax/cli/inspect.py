@@ -4,7 +4,6 @@ from typing import Annotated
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.cli.options import Overrides
 from sdpn_jax.errors import UserError, returns_exit_code
 
@@ -22,6 +21,7 @@ def inspect(
 ) -> int:
     """Check that every record of prepared shards decodes, and draw lengths, features and views."""
     from sdpn_jax import config as configs
+    from sdpn_jax import storage
     from sdpn_jax.data import survey
     from sdpn_jax.data.shards import open_shards
 

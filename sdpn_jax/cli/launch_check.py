@@ -6,7 +6,6 @@ from typing import Annotated
 
 from typer import Option
 
-from sdpn_jax import storage
 from sdpn_jax.cli.options import Config, Overrides
 from sdpn_jax.errors import returns_exit_code
 
@@ -24,6 +23,8 @@ def launch_check(
     Needs libtpu, which the extra `tpu` of this package brings. Times follow from the chip's peak rates
     and are lower bounds.
     """
+    from sdpn_jax import storage
+
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from sdpn_jax import config as configs
     from sdpn_jax.compiled import launch_check as check

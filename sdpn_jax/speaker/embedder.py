@@ -91,17 +91,16 @@ def batches_of_similar_length(
     buckets: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         buckets.setdefault(padded_length(length), []).append(row)
-    waiting, shortest, last = [], 0, 0
+    waiting, last = [], 0
     for padded_frames, rows in sorted(buckets.items()):
-        if waiting and padded_frames > 2 * shortest:
+        if waiting and padded_frames > 2 * padded_length(lengths[waiting[0]]):  # the first is the shortest
             yield waiting, last
             waiting = []
-        shortest = shortest if waiting else padded_frames
         waiting += rows
         size, last = rows_at_once(padded_frames), padded_frames
         while len(waiting) >= size:
             yield waiting[:size], padded_frames
-            waiting, shortest = waiting[size:], padded_frames
+            waiting = waiting[size:]
     if waiting:
         yield waiting, last
 

@@ -27,9 +27,7 @@ def check(config: Config, workdir: str | os.PathLike, data: str, extend: bool) -
     """
     theirs = run.read_config(workdir)
     if theirs is None:
-        raise UserError(
-            f"{workdir} holds checkpoints and no {run.CONFIG}: put it back, or choose another --workdir"
-        )  # fmt: skip
+        raise UserError(f"{workdir} holds checkpoints and no {run.CONFIG}: put it back, or choose another --workdir")
     configs.check_same_run(config, theirs, workdir, extend)
     known = [entry["data"] for entry in run.read_history(workdir) if "data" in entry]
     if known and known[-1] != data:
