@@ -26,7 +26,7 @@ def enrol(
 
     encoder, path = SpeakerEncoder.load(model), storage.place(gallery)
     fingerprint = encoder.fingerprint()
-    speakers = galleries.read(path, fingerprint) if path.exists() else galleries.new(fingerprint)
+    speakers = galleries.read(path, fingerprint) if storage.exists(path) else galleries.new(fingerprint)
     speakers.enrol(name, encoder.embed(recordings))
     galleries.write(path, speakers)
     count = int(speakers.counts[speakers.names.index(name)])
