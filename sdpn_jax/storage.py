@@ -194,8 +194,6 @@ def written(path: str | os.PathLike) -> Iterator[Any]:
     try:
         with open(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -266,13 +264,10 @@ def download(path: str | os.PathLike, target: Path) -> None:
 
 def download_folder(path: str | os.PathLike, target: Path) -> None:
     """Copies a folder of a bucket, with the folders in it, to this machine."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names(path):
-        source = place(path) / name
-        if is_folder(source):
-            download_folder(source, target / name)
-        else:
-            download(source, target / name)
+    for name in files_below(path):
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        download(place(path) / name, copy)
 
 
 def local(path: str | os.PathLike) -> Path:
@@ -335,14 +330,20 @@ def cache_bytes() -> float:
 
 @contextlib.contextmanager
 def output_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Makes a folder for a command's results; for a bucket a local one, uploaded when the block ends without error."""
-    folder = make_folder(path)
-    if isinstance(folder, Path):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="sdpn_jax-") as staging:
-        yield Path(staging)
-        upload_folder(Path(staging), path)
+    """Makes a folder for a command's results; for a bucket a local one, uploaded when the block ends without error.
+
+    Raises UserError when it cannot be written to.
+    """
+    try:
+        folder = make_folder(path)
+        if isinstance(folder, Path):
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="sdpn_jax-") as staging:
+            yield Path(staging)
+            upload_folder(Path(staging), path)
+    except OSError as error:
+        raise UserError(f"cannot write into --output={os.fspath(path)} ({error.strerror})") from None
 
 
 class Outbox:

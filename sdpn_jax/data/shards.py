@@ -194,6 +194,15 @@ def open_shards(folder: str | os.PathLike, skip_damaged: bool = False) -> Shards
     return Shards(place, metadata, tuple(paths), skip_damaged)
 
 
+def shard_here(folder: storage.Place, entry: dict[str, Any]) -> Path:
+    """Returns a shard where its reader can open it: itself, or the one local copy of a bucket's, as metadata.json says.
+
+    Raises FileNotFoundError when a bucket does not hold it.
+    """
+    path = folder / entry["name"]
+    return storage.cached(path, entry["bytes"], entry.get("sha256", "")) if storage.is_bucket(path) else Path(path)
+
+
 def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
     """The local copies of a bucket's shards: every batch draws from all of them, so that all must be here."""
     total, bound = sum(entry["bytes"] for entry in entries), storage.cache_bytes()
@@ -205,11 +214,12 @@ def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
         )
 
     def copy(entry: dict[str, Any]) -> Path:
-        path = folder / entry["name"]
         try:
-            return storage.cached(path, entry["bytes"], entry.get("sha256", ""))
+            return shard_here(folder, entry)
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: run sdpn prepare again, which makes it anew") from None
+            raise UserError(
+                f"{folder / entry['name']} is missing: run sdpn prepare again, which makes it anew"
+            ) from None
 
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
         copies = pool.map(copy, entries)

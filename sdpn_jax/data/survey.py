@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.data import audio, device, features, pipeline, records
-from sdpn_jax.data.shards import Shards, read_metadata
+from sdpn_jax.data.shards import Shards, read_metadata, shard_here
 from sdpn_jax.errors import UserError
 from sdpn_jax.figures import BLUE, COLUMN, drawing
 
@@ -46,7 +46,7 @@ def survey(directory: str | os.PathLike, at_most: int = 0, examples: int = 4, se
     seen = set()
     with tqdm(total=len(entries), unit="shard", desc="reading", mininterval=1) as progress:
         for entry in entries:
-            for utterance in _read_shard(folder / entry["name"], entry, share, rng, found.problems):
+            for utterance in _read_shard(folder, entry, share, rng, found.problems):
                 if utterance.id in seen:
                     found.problems.append(f"{entry['name']}: {utterance.id!r} occurs twice")
                 seen.add(utterance.id)
@@ -58,16 +58,17 @@ def survey(directory: str | os.PathLike, at_most: int = 0, examples: int = 4, se
     return found
 
 
-def _read_shard(path: storage.Place, entry: dict, share: float, rng: np.random.Generator, problems: list[str]):
+def _read_shard(folder: storage.Place, entry: dict, share: float, rng: np.random.Generator, problems: list[str]):
     """The utterances of a shard, or a `share` of them; what cannot be read is added to `problems`."""
+    name = entry["name"]
     try:
-        reader = ArrayRecordReader(str(storage.local(path)))
+        reader = ArrayRecordReader(str(shard_here(folder, entry)))
         count = reader.num_records()
     except (RuntimeError, ValueError, OSError) as error:
-        problems.append(f"{path.name}: cannot be read ({error})")
+        problems.append(f"{name}: cannot be read ({error})")
         return
     if count != entry["utterances"]:
-        problems.append(f"{path.name}: {count} records instead of {entry['utterances']}")
+        problems.append(f"{name}: {count} records instead of {entry['utterances']}")
     for i in range(count):
         if share < 1 and rng.random() >= share:
             continue
@@ -77,7 +78,7 @@ def _read_shard(path: storage.Place, entry: dict, share: float, rng: np.random.G
                 raise UserError("a log-mel is not finite")
             yield utterance
         except (RuntimeError, ValueError, OSError, UserError) as error:
-            problems.append(f"{path.name}, record {i}: {error}")
+            problems.append(f"{name}, record {i}: {error}")
     reader.close()
 
 

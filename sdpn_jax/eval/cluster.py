@@ -134,15 +134,12 @@ def cluster_file(
         "tried": tried,
     }
     results |= agreement(labels, speakers) if speakers is not None else {}
-    try:
-        with storage.output_folder(output) as folder:
-            lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
-            storage.write_text(folder / "pseudo_labels.txt", lines)
-            storage.write_text(folder / "clusters.json", json.dumps(results, indent=2) + "\n")
-            plots.plot_map(embeddings, labels, folder / "map.png", projection, seed, "cluster")
-            plots.plot_sizes(sizes, folder / "sizes.png")
-    except OSError as error:
-        raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
+    with storage.output_folder(output) as folder:
+        lines = "".join(f"{name} {label}\n" for name, label in zip(ids, labels.tolist(), strict=True))
+        storage.write_text(folder / "pseudo_labels.txt", lines)
+        storage.write_text(folder / "clusters.json", json.dumps(results, indent=2) + "\n")
+        plots.plot_map(embeddings, labels, folder / "map.png", projection, seed, "cluster")
+        plots.plot_sizes(sizes, folder / "sizes.png")
     return results
 
 

@@ -50,17 +50,14 @@ def compare(
     trials = read_trials(trials_path)
     systems = {name: read_scores(path, trials) for name, path in zip(names_of(score_paths), score_paths, strict=True)}
     rows, labels = report.assess(systems, trials, draws), trials.known_labels()
-    try:
-        with storage.output_folder(output) as folder:
-            lines = report.table_of(rows)
-            storage.write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
-            storage.write_text(folder / "comparison.md", report.markdown(lines) + "\n")
-            plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, folder / "det.png")
-            notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
-            figures = {folder / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
-            report.write_page(folder / "comparison.html", "Comparison", lines, notes, figures)
-    except OSError as error:
-        raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
+    with storage.output_folder(output) as folder:
+        lines = report.table_of(rows)
+        storage.write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
+        storage.write_text(folder / "comparison.md", report.markdown(lines) + "\n")
+        plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, folder / "det.png")
+        notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
+        figures = {folder / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
+        report.write_page(folder / "comparison.html", "Comparison", lines, notes, figures)
     return rows
 
 

@@ -1,9 +1,7 @@
 """A trial list scored with embeddings: with and without normalisation and calibration, as files, tables and figures."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ def score(
         "dimension": embeddings.shape[1],
         "trials": len(trials),
     }
-    with _writing(output) as folder:
+    with storage.output_folder(output) as folder:
         results["wrote"] = write_scores(folder, trials, scores_of, "scores") + write_scores(folder, trials, llrs, "llr")
         if trials.labels is not None:
             rows = report.assess(scores_of, trials, draws, llrs)
@@ -161,15 +159,6 @@ def write_scores(output: Path, trials: Trials, scores_of: dict[str, np.ndarray],
             for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
                 file.write(f"{enrol} {test} {value:.8f}\n")
     return names
-
-
-@contextlib.contextmanager
-def _writing(output: str | os.PathLike) -> Iterator[Path]:
-    try:
-        with storage.output_folder(output) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(f"cannot write into --output={output} ({error.strerror})") from None
 
 
 def notes(results: dict) -> list[str]:

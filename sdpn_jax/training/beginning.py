@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.speaker import embedder
+from sdpn_jax.training import checkpoint
 from sdpn_jax.training.converted import state_from
 from sdpn_jax.training.step import TrainState
 from sdpn_jax.weights import model_folder, run
@@ -30,32 +31,31 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
     is_run = storage.is_folder(source) and not model_folder.is_model(source)
     if networks == "both" and not is_run:
         raise UserError(f"init_networks=both, but {source} is no training run: it holds one network")
-    network, teacher, _ = load_network(source)
-    found: dict[str, Any] = {"teacher": teacher, "student": teacher}
     about: dict[str, Any] = {"source": os.fspath(source), "networks": networks}
+    found: dict[str, Any] = {}
     if is_run:
-        about["step"] = run.steps_of(source)[-1]
-        about["history"] = run.read_history(source)
+        network, teacher, step = run.read_network(source)
         config = run.read_config(source) or {}
-        if networks == "both":
-            found["student"] = load_network(source, "student")[1]
+        found["student"] = run.read_network(source, step, "student")[1] if networks == "both" else teacher
         if "num_prototypes" in config:
-            found["prototypes"] = prototypes_of(source, config, found["student"])
+            found["prototypes"] = prototypes_of(source, config, found["student"], step)
+        about |= {"step": step, "history": run.read_history(source)}
     elif model_folder.is_model(source):
-        about["history"] = model_folder.read_model(source)[2]["about"]
+        network, teacher, config = model_folder.read_model(source)
+        about["history"] = config["about"]
+    else:
+        network, teacher, _ = load_network(source)
     about["fingerprint"] = embedder.fingerprint(network, teacher)
-    return found, about
+    return {"teacher": teacher, "student": teacher, **found}, about
 
 
-def prototypes_of(workdir: str | os.PathLike, config: Mapping[str, Any], variables: dict) -> np.ndarray:
-    """Reads the prototypes [K, P] of a run's newest checkpoint."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    size = config["model"].get("projection_size", 256)
-    state = jax.eval_shape(lambda: state_from(variables, variables, np.zeros((config["num_prototypes"], size)), 0))
-    rest = {"step": state.step, "prototypes": state.prototypes, "offset": state.offset, "opt_state": state.opt_state}
-    rest = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), rest)
+def prototypes_of(workdir: str | os.PathLike, config: Mapping[str, Any], variables: dict, step: int) -> np.ndarray:
+    """Reads the prototypes [K, P] of a run's checkpoint of `step`."""
+    shape = config["num_prototypes"], config["model"].get("projection_size", 256)
+    state = jax.eval_shape(lambda: state_from(variables, variables, np.zeros(shape), 0))
+    rest = run.on_one_device(checkpoint.parts_of(state)["rest"])
     with run.open_to_read(workdir) as checkpoints:
-        parts, _ = run.restore(checkpoints, {"rest": rest})
+        parts, _ = run.restore(checkpoints, {"rest": rest}, step)
     return np.asarray(parts["rest"]["prototypes"])
 
 

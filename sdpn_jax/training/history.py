@@ -17,6 +17,7 @@ from sdpn_jax import config as configs
 from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.errors import UserError
+from sdpn_jax.training import checkpoint
 from sdpn_jax.weights import run
 
 
@@ -74,9 +75,8 @@ def record(
         if changed:
             logging.info("from step %d on the schedule is another: %s", step, ", ".join(changed))
         entries = [kept for kept in entries if kept["step"] < step or "origin" in kept] + [entry]
-    folder = storage.make_folder(workdir)
-    storage.write_text(folder / run.CONFIG, json.dumps(config, indent=2) + "\n")
-    storage.write_text(folder / run.HISTORY, json.dumps(entries, indent=2) + "\n")
+    checkpoint.write_config(workdir, dict(config))
+    storage.write_text(storage.place(workdir) / run.HISTORY, json.dumps(entries, indent=2) + "\n")
 
 
 def _now() -> str:

@@ -138,6 +138,12 @@ def _read_again_and_again(read: Callable[[], Any]) -> tuple[Any, bool, str]:
     return None, False, why
 
 
+def on_one_device(template: Any) -> Any:
+    """Describes arrays that shall be on this process's first device, wherever they were when they were saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
+
+
 def read_network(
     workdir: str | os.PathLike, step: int | None = None, which: str = "teacher"
 ) -> tuple[Network, dict[str, Any], int]:
@@ -157,9 +163,7 @@ def read_network(
     folder = storage.place(workdir) / CHECKPOINTS
     if not storage.is_folder(folder):
         raise UserError(f"no checkpoint in {folder}: there is none yet")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever they were when they were saved
-    template = jax.eval_shape(lambda: initial_variables(network, seed))
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
+    template = on_one_device(jax.eval_shape(lambda: initial_variables(network, seed)))
     with open_to_read(workdir) as checkpoints:
         parts, step = restore(checkpoints, {which: template}, step)
     return network, parts[which], step
