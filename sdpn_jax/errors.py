@@ -131,6 +131,16 @@ def start_log() -> None:
     handler = logging.get_absl_handler()
     if _ours_or_a_warning not in handler.filters:
         handler.addFilter(_ours_or_a_warning)
+    sys.unraisablehook = _without_echoes
+
+
+def _without_echoes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what nobody can catch, but for the echoes of a failed save, which is raised where we wait for it.
+
+    Then TensorStore's threads find the event loop gone that they report to, and each of hundreds would say so.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _ours_or_a_warning(record: pylogging.LogRecord) -> bool:

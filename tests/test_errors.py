@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -64,3 +66,14 @@ def test_sigterm_closes_what_is_open(capsys):
     assert closed == [True]
     assert "stopped by SIGTERM" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_echoes_of_a_failed_save_are_not_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    errors.start_log()
+    echo, other = (SimpleNamespace(exc_value=RuntimeError(words)) for words in ("Event loop is closed", "another"))
+    sys.unraisablehook(echo)
+    sys.unraisablehook(other)
+    assert shown == [other]

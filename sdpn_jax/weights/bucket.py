@@ -15,6 +15,16 @@ from sdpn_jax import storage
 COMPLETE = "commit_success.txt"  # in a checkpoint's folder, uploaded last; Orbax's own name for it in buckets
 
 
+def complete_steps(folder: storage.Place) -> list[int]:
+    """Lists the steps of a folder of checkpoints, oldest first, complete ones alone.
+
+    On a disk Orbax gives a checkpoint its name when it is complete; in a bucket it ends with a file that says so.
+    """
+    in_bucket = storage.is_bucket(folder)
+    steps = sorted(int(name) for name in storage.names(folder) if name.isdigit())
+    return [step for step in steps if not in_bucket or storage.exists(folder / str(step) / COMPLETE)]
+
+
 class BucketCheckpoints:
     """What our programs use of ocp.CheckpointManager, for a folder of checkpoints in a bucket."""
 
@@ -34,8 +44,7 @@ class BucketCheckpoints:
 
     def all_steps(self) -> list[int]:
         """Lists the steps that the bucket holds complete."""
-        steps = (int(name) for name in storage.names(self.directory) if name.isdigit())
-        return sorted(step for step in steps if storage.exists(self.directory / str(step) / COMPLETE))
+        return complete_steps(self.directory)
 
     def latest_step(self) -> int | None:
         """Returns the newest of them."""

@@ -14,7 +14,7 @@ from absl import logging
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
-from sdpn_jax.weights.bucket import BucketCheckpoints
+from sdpn_jax.weights.bucket import BucketCheckpoints, complete_steps
 
 CONFIG, CHECKPOINTS, HISTORY = "config.json", "checkpoints", "history.json"
 DAMAGED = (ValueError, KeyError, TypeError, FileNotFoundError)  # what Orbax raises for files cut, garbled or missing
@@ -29,6 +29,7 @@ NOT_ANSWERING = (
     "ABORTED",
 )
 RETRIES, FIRST_PAUSE_S = 3, 2.0
+UNCHANGED = "nothing was changed. Run the same command again when storage and memory are back"
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
@@ -56,27 +57,30 @@ def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def steps_of(workdir: str | os.PathLike) -> list[int]:
-    """Lists the steps of a run's checkpoints, oldest first, complete ones alone."""
-    folder = storage.place(workdir) / CHECKPOINTS
-    if not storage.is_folder(folder):
-        return []
-    with open_to_read(workdir) as checkpoints:
-        return sorted(checkpoints.all_steps())
+    """Lists the steps of a run's checkpoints, oldest first, complete ones alone.
+
+    Any process may ask alone: unlike Orbax's manager it waits for no other one.
+    """
+    return complete_steps(storage.place(workdir) / CHECKPOINTS)
 
 
 def opened(workdir: str | os.PathLike, options: ocp.CheckpointManagerOptions) -> Any:
     """Opens a run's checkpoints: ocp.CheckpointManager, or what does its work where Orbax cannot write.
 
-    Raises UserError for several processes on a bucket that Orbax cannot write to.
+    Raises UserError for several processes on a bucket that Orbax cannot write to, and for a folder out of reach.
     """
-    folder = storage.place(workdir) / CHECKPOINTS
-    if not storage.is_bucket(folder):
-        return ocp.CheckpointManager(Path(folder).absolute(), options=options)
-    if jax.process_count() == 1:
+    folder, alone = storage.place(workdir) / CHECKPOINTS, jax.process_count() == 1
+    if storage.is_bucket(folder) and alone:
         return BucketCheckpoints(folder, options)
-    if not str(folder).startswith("gs://"):
+    if storage.is_bucket(folder) and not str(folder).startswith("gs://"):
         raise UserError(f"{workdir}: several processes can write checkpoints to gs:// or a shared folder alone")
-    return ocp.CheckpointManager(folder, options=options)
+    where = folder if storage.is_bucket(folder) else Path(folder).absolute()
+    # Processes meet in there: one of several cannot try again alone.
+    opening = lambda: ocp.CheckpointManager(where, options=options)  # noqa: E731
+    checkpoints, _, why = _read_again_and_again(opening, RETRIES if alone else 0)
+    if checkpoints is None:
+        raise UserError(f"{folder} is out of reach ({why}); {UNCHANGED}")
+    return checkpoints
 
 
 def open_to_read(workdir: str | os.PathLike) -> Any:
@@ -110,7 +114,7 @@ def restore(
         if not agree(reached):
             raise UserError(
                 f"checkpoint {candidate} in {checkpoints.directory} is out of reach ({why or 'for another process'}); "
-                "nothing was changed. Run the same command again when storage and memory are back"
+                f"{UNCHANGED}"
             )
         if agree(restored is not None):
             return {name: restored[name] for name in templates}, candidate
@@ -121,10 +125,10 @@ def restore(
     )
 
 
-def _read_again_and_again(read: Callable[[], Any]) -> tuple[Any, bool, str]:
-    """Returns (what `read` gives or None, whether its files could be reached, why not); pauses between RETRIES."""
+def _read_again_and_again(read: Callable[[], Any], retries: int = RETRIES) -> tuple[Any, bool, str]:
+    """Returns (what `read` gives or None, whether its files could be reached, why not); pauses between the tries."""
     pause, why = FIRST_PAUSE_S, ""
-    for left in reversed(range(RETRIES + 1)):
+    for left in reversed(range(retries + 1)):
         try:
             return read(), True, ""
         except (*DAMAGED, *OUT_OF_REACH) as error:
@@ -132,7 +136,7 @@ def _read_again_and_again(read: Callable[[], Any]) -> tuple[Any, bool, str]:
             if isinstance(error, DAMAGED) and not str(error).startswith(NOT_ANSWERING):
                 return None, True, why
         if left:
-            logging.warning("a checkpoint is out of reach (%s); trying again in %.0f s", why, pause)
+            logging.warning("checkpoints are out of reach (%s); trying again in %.0f s", why, pause)
             time.sleep(pause)
             pause *= 2
     return None, False, why

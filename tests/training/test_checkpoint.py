@@ -115,6 +115,28 @@ def test_what_cannot_be_reached_is_tried_again_and_never_touched(written, monkey
     assert sorted(written.all_steps()) == list(STEPS)
 
 
+@pytest.mark.parametrize("processes, tries", [(1, 4), (2, 1)])
+def test_a_folder_that_cannot_be_listed_ends_in_one_line(tmp_path, monkeypatch, processes, tries):
+    asked = []
+
+    def failing(*_, **__):
+        asked.append(1)
+        raise NotADirectoryError("Path is not a directory: 5")
+
+    monkeypatch.setattr(run.ocp, "CheckpointManager", failing)
+    monkeypatch.setattr(run.jax, "process_count", lambda: processes)
+    monkeypatch.setattr(run.time, "sleep", lambda _: None)
+    with pytest.raises(UserError, match="checkpoints is out of reach .NotADirectoryError.* nothing was changed"):
+        checkpoint.manager(tmp_path)
+    assert len(asked) == tries, "one of several processes must not try again alone: the others wait for it"
+
+
+def test_steps_are_listed_without_the_other_processes(written, monkeypatch):
+    (written.directory / "40.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.setattr(run.ocp, "CheckpointManager", lambda *_, **__: pytest.fail("waits for the other processes"))
+    assert run.steps_of(written.directory.parent) == list(STEPS)
+
+
 def test_reading_writes_nothing(tmp_path, caplog):
     run_of = tmp_path / "run"
     network = Network(channels=(8, 8, 8, 8, 8), se_bottleneck=8, attention=8, embedding_size=8, hidden_size=8)
