@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,11 @@ def draw_more(
 
 def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
     """Names each utterance's speaker [N] by the folder its utterances share, or else by a number."""
-    names = {}
-    for speaker in np.unique(speakers):
-        common = os.path.commonprefix([ids[row].split("/")[:-1] for row in np.flatnonzero(speakers == speaker)])
+    names, folders = {}, defaultdict(list)
+    for name, speaker in zip(ids, speakers.tolist(), strict=True):
+        folders[speaker].append(name.split("/")[:-1])
+    for speaker, paths in folders.items():
+        common = os.path.commonprefix(paths)
         names[speaker] = common[-1] if common else ""
     told_apart = "" not in names.values() and len(set(names.values())) == len(names)
     return [names[speaker] if told_apart else str(speaker + 1) for speaker in speakers]

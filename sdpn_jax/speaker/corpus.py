@@ -98,7 +98,9 @@ def read_part(part: Part, skipped: list[tuple[str, str]]) -> Iterator[tuple[str,
             yield utterance.id, utterance.log_mel[0].astype(np.float32)
         return
     paths = [path for _, path in part.utterances]
-    for (utterance_id, path), result in zip(part.utterances, _ahead(_log_mel_or_reason, paths), strict=True):
+    for (utterance_id, path), result in zip(
+        part.utterances, _ahead(_log_mel_or_reason, paths, FRAMES_IN_MEMORY), strict=True
+    ):
         if isinstance(result, audio.AudioError):
             skipped.append((str(path), str(result)))
         else:
@@ -118,17 +120,29 @@ def _log_mel_or_reason(path: storage.Place) -> LogMel | audio.AudioError:
         return error
 
 
-def _ahead(work: Callable, items: Iterable) -> Iterator:
-    """work(item) of every item in order; a thread for each core works on the next ones meanwhile."""
+def _ahead(work: Callable, items: Iterable, room: int) -> Iterator:
+    """work(item) of every item in order; a thread for each core works on the next ones meanwhile.
+
+    What is finished waits with at most about `room` frames beyond the results of one more item a thread.
+    """
     workers = joblib.cpu_count()
+    waiting: deque[Future] = deque()
+
+    def full() -> bool:
+        finished = [future for future in waiting if future.done()]
+        return len(waiting) - len(finished) >= workers or sum(_frames(future.result()) for future in finished) > room
+
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future] = deque()
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * workers:
+            while len(waiting) > 2 * workers or full():
                 yield waiting.popleft().result()
+            waiting.append(pool.submit(work, item))
         while waiting:
             yield waiting.popleft().result()
+
+
+def _frames(result: LogMel | audio.AudioError) -> int:
+    return 0 if isinstance(result, audio.AudioError) else len(result)
 
 
 def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:

@@ -77,5 +77,7 @@ def export_model(
     config = run.read_config(workdir) or {}
     about = facts(config, run.read_history(workdir), which, step, results)
     threshold = results["threshold_at_eer"] if results else None
-    model_folder.write_model(output, config["model"], variables, about, threshold, license)
+    # The type that a run computes its steps in is the run's own affair, like how it saves memory.
+    model = config["model"] | {"dtype": "float32", "remat": False}
+    model_folder.write_model(output, model, variables, about, threshold, license)
     return about

@@ -153,13 +153,15 @@ def read_network(
 ) -> tuple[Network, dict[str, Any], int]:
     """Reads network, variables and step of a training run: its "teacher" or "student", or the network "untrained".
 
-    Raises UserError when there is no run or no checkpoint.
+    The network computes in float32, whatever its run computes its steps in. Raises UserError when there is no run or no
+    checkpoint.
     """
     config = read_config(workdir)
     if config is None:
         raise UserError(f"no training run in {workdir} ({CONFIG} is missing): give the --workdir of `sdpn train`")
     try:
-        network, seed = network_of(config["model"]), config.get("seed", 0)  # converted weights have none
+        network = network_of(config["model"] | {"dtype": "float32", "remat": False})
+        seed = config.get("seed", 0)  # converted weights have none
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{storage.place(workdir) / CONFIG} is not the config of a training run ({error!r})") from error
     if which == "untrained":

@@ -1,6 +1,7 @@
 """The export of embeddings: parts, restarts, several tasks, files."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -112,3 +113,14 @@ def test_nothing_readable(recordings, tmp_path):
         shutil.copy(recordings / "4_broken.wav", path)
     with pytest.raises(UserError, match=r"none of the 9 recordings can be used, first '.*0\.wav': unreadable"):
         run(recordings, tmp_path / "e.npz")
+
+
+def test_results_that_wait_are_bounded(monkeypatch):
+    monkeypatch.setattr(corpus.joblib, "cpu_count", lambda: 2)
+    made = []
+    results = corpus._ahead(lambda length: made.append(length) or np.zeros((length, 80)), [300] * 20, 1000)
+    for taken, result in enumerate(results, 1):
+        assert len(result) == 300
+        time.sleep(0.01)  # so that whatever may be worked on ahead is finished
+        assert len(made) - taken <= 1000 // 300 + 1 + 2
+    assert len(made) == 20

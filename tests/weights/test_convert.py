@@ -17,7 +17,7 @@ from sdpn_jax.models.network import Network, initial_variables, network_of
 from sdpn_jax.training import checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
-from sdpn_jax.weights import convert, run, sdpn_names, torch_file
+from sdpn_jax.weights import convert, export, model_folder, run, sdpn_names, torch_file
 
 SIZES = dict(
     channels=(16, 16, 24, 16, 32), se_bottleneck=8, attention=12, embedding_size=10, hidden_size=20, projection_size=6
@@ -200,3 +200,15 @@ def test_golden_checkpoint(golden, source):
     for name, output in zip(("teacher_embedding", "teacher_projection"), outputs, strict=True):
         error = np.abs(output - expected[name]).max() / np.abs(expected[name]).max()
         assert error < 1e-5
+
+
+def test_the_type_of_the_steps_stays_with_the_run(tmp_path):
+    sizes = SIZES | {"dtype": "bfloat16", "remat": True}
+    variables = initial_variables(network_of(sizes), 0)
+    checkpoint.write_config(tmp_path / "run", {"model": sizes, "batch_size": 8, "data_dir": "gone"})
+    with checkpoint.manager(tmp_path / "run") as checkpoints:
+        checkpoint.save(checkpoints, 5, {"teacher": variables}, {})
+        checkpoints.wait_until_finished()
+    export.export_model(tmp_path / "run", tmp_path / "model")
+    exported, read = model_folder.read_model(tmp_path / "model")[0], run.read_network(tmp_path / "run")[0]
+    assert exported == read == network_of(SIZES | {"dtype": "float32", "remat": False})
