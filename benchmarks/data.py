@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from sdpn_jax.data import audio, augment, features, pipeline, prepare, records
+from sdpn_jax.data import audio, augment, features, pipeline, prepare, recordings, records
 from sdpn_jax.data.shards import open_shards, read_metadata, read_shard
 
 OPTIONS = ("group_size:1,uncompressed", "group_size:1,zstd:1", "group_size:1,zstd:5", "group_size:8,uncompressed",
@@ -127,7 +127,7 @@ def shorten(shards: Path, folder: Path, seconds: float) -> None:
 
 
 def main(_) -> None:
-    utterances = audio.find_utterances(FLAGS.audio)[: FLAGS.files]
+    utterances = [(cut.id, cut.path) for cut in recordings.find_utterances(FLAGS.audio)][: FLAGS.files]
     results = {"hours of audio per core-hour": preparation(utterances, FLAGS.repeats)}
     results["storage"] = storage(Path(FLAGS.shards), 500)
     results["utterances per second and core"] = loading(Path(FLAGS.shards), 20)

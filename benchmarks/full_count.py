@@ -29,7 +29,7 @@ def make(folder: Path, count: int) -> None:
     """Makes the files, and the shards as `sdpn prepare --store=waveform` would leave them: not measured."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from sdpn_jax.data import audio, prepare, records
+    from sdpn_jax.data import prepare, recordings, records
 
     made: set[Path] = set()
     for path in files_of(folder, count):
@@ -38,13 +38,13 @@ def make(folder: Path, count: int) -> None:
             made.add(path.parent)
         path.touch()
     recipe = prepare.make_recipe(None, None, 0, 0, "waveform")
-    shards = prepare.plan(audio.find_utterances(folder / "aac"), folder / "shards")
+    shards = prepare.plan(recordings.find_utterances(folder / "aac"), folder / "shards")
     (folder / "shards").mkdir(exist_ok=True)
     samples = np.random.default_rng(0).integers(-3000, 3000, SAMPLES).astype(np.int16)
     for shard in shards:
         writer = ArrayRecordWriter(str(shard.path), records.WRITER_OPTIONS)
-        for name, _ in shard.utterances:
-            writer.write(records.encode(records.Recording(name, samples)))
+        for cut in shard.utterances:
+            writer.write(records.encode(records.Recording(cut.id, samples)))
         writer.close()
         summary = {"fingerprint": shard.fingerprint(recipe), "utterances": len(shard.utterances), "seconds": 1.0}
         summary |= {"bytes": shard.path.stat().st_size, "sha256": "", "skipped": []}
@@ -53,9 +53,9 @@ def make(folder: Path, count: int) -> None:
 
 def plan(folder: Path) -> None:
     """prepare: finds all files and divides them over shards."""
-    from sdpn_jax.data import audio, prepare
+    from sdpn_jax.data import prepare, recordings
 
-    prepare.plan(audio.find_utterances(folder / "aac"), folder / "shards")
+    prepare.plan(recordings.find_utterances(folder / "aac"), folder / "shards")
 
 
 def finish(folder: Path) -> None:

@@ -29,6 +29,18 @@ class UserError(Exception):
     """An error that the user can mend; the message names the culprit and the remedy."""
 
 
+def one_line(text: str) -> str:
+    """Shows text from wherever as one printable line: control characters and bytes that are no text are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable(text: str) -> str:
+    """Shows text of several lines, each as `one_line` does: what comes from files must not steer the terminal."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def returns_exit_code(command: Callable) -> Callable[..., int]:
     """Makes a command return an exit code whatever happens in it.
 
@@ -43,7 +55,7 @@ def returns_exit_code(command: Callable) -> Callable[..., int]:
             with ends_on_sigterm():
                 return command(*args, **kwargs) or OK
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -53,7 +65,7 @@ def returns_exit_code(command: Callable) -> Callable[..., int]:
             return TERMINATED
         except Exception as error:
             if line := fault_of_machine(error):
-                print(f"error: {line}", file=sys.stderr)
+                print(f"error: {one_line(line)}", file=sys.stderr)
                 return USER_ERROR
             traceback.print_exc()
             print(f"error: {REPORT}", file=sys.stderr)
@@ -148,6 +160,9 @@ def _ours_or_a_warning(record: pylogging.LogRecord) -> bool:
 
     What fails in its threads is raised again where we wait for them: their line in the log needs no traceback.
     """
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = printable(message), ()
     if record.pathname.startswith(PACKAGE):
         return True
     record.exc_info = None

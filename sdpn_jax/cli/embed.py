@@ -6,17 +6,30 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
+from sdpn_jax.cli.options import (
+    MAX_SECONDS,
+    Channel,
+    Json,
+    MaxSeconds,
+    Model,
+    keep_compiled_programs,
+    reading_of,
+)
 from sdpn_jax.errors import UserError, returns_exit_code
+
+ENDS = {"npz": ".npz", "npy": "", "kaldi": ".ark", "parquet": ".parquet"}  # of the outputs' names
 
 
 @returns_exit_code
 def embed(
-    recordings: Annotated[list[str], Argument(help="Files, folders, a list of paths, a wav.scp, or prepared shards.")],
-    output: Annotated[str, Option("--output", "-o", help="File to write (.npz), or with --format=npy a folder.")],
+    recordings: Annotated[
+        list[str], Argument(help="Files, folders, lists of paths, Kaldi data folders, manifests, or prepared shards.")
+    ],
+    output: Annotated[str, Option("--output", "-o", help="File to write; with --format=npy a folder.")],
     model: Model = "",
     format: Annotated[
-        Literal["npz", "npy"], Option(help="npz: all in one file; npy: embeddings.npy, ids.txt, seconds.npy.")
+        Literal["npz", "npy", "kaldi", "parquet"],
+        Option(help="npz: all in one file; npy: embeddings.npy, ids.txt, seconds.npy; kaldi: .ark and .scp; parquet."),
     ] = "npz",
     encoder: Annotated[
         Literal["teacher", "student", "untrained", "statistics"],
@@ -29,6 +42,8 @@ def embed(
     ] = 4.0,
     task_index: Annotated[int, Option("--task_index", help="This machine's number, from 0.")] = 0,
     task_count: Annotated[int, Option("--task_count", help="Machines that share the list.")] = 1,
+    channel: Channel = "mean",
+    max_seconds: MaxSeconds = MAX_SECONDS,
     json: Json = False,
 ) -> int:
     """Write embeddings of recordings: ids, embeddings [N, D] and seconds [N].
@@ -41,9 +56,11 @@ def embed(
 
     if not model and encoder != "statistics":
         raise UserError("--model is missing: a model folder, a training workdir or a PyTorch checkpoint")
-    base = output.removesuffix(".npz")
-    path = base + ".npz" if format == "npz" else base
-    written = corpus.embed_corpus(recordings, path, model, encoder, step, crops, crop_seconds, task_index, task_count)
+    path = output.removesuffix(ENDS[format]) + ENDS[format]
+    reading = reading_of(channel, max_seconds)
+    written = corpus.embed_corpus(
+        recordings, path, model, encoder, step, crops, crop_seconds, task_index, task_count, reading
+    )
     if written is None:
         print(f"task {task_index} of {task_count}: its parts are complete in {corpus.parts_folder(path)}; when all are "
               "done, run the same command without --task_index and --task_count")  # fmt: skip
@@ -52,5 +69,7 @@ def embed(
     else:
         if written.skipped:
             print(f"{written.skipped} recordings skipped, listed in {written.reasons}")
+        for hint, count in written.hints.items():
+            print(f"{count} recordings are {hint}: their embeddings may be worse")
         print(f"{written.embeddings} embeddings of {written.dimension} dimensions written to {written.output}")
     return 0

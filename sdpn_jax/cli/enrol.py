@@ -5,8 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
-from sdpn_jax.errors import returns_exit_code
+from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.errors import one_line, returns_exit_code
 
 
 @returns_exit_code
@@ -15,6 +15,8 @@ def enrol(
     name: Annotated[str, Option(help="The speaker.")],
     gallery: Annotated[str, Option(help="The gallery, an .npz file, made where there is none.")],
     model: Model,
+    channel: Channel = "mean",
+    max_seconds: MaxSeconds = MAX_SECONDS,
     json: Json = False,
 ) -> int:
     """Enrol a named speaker in a gallery; recordings of a name that is there already are added to it."""
@@ -24,7 +26,7 @@ def enrol(
     from sdpn_jax import SpeakerEncoder
     from sdpn_jax.speaker import gallery as galleries
 
-    encoder, path = SpeakerEncoder.load(model), storage.place(gallery)
+    encoder, path = SpeakerEncoder.load(model, reading_of(channel, max_seconds)), storage.place(gallery)
     fingerprint = encoder.fingerprint()
     speakers = galleries.read(path, fingerprint) if storage.exists(path) else galleries.new(fingerprint)
     speakers.enrol(name, encoder.embed(recordings))
@@ -33,5 +35,5 @@ def enrol(
     if json:
         print(json_format.dumps({"name": name, "recordings": count, "speakers": speakers.names, "gallery": str(path)}))
     else:
-        print(f"wrote {path}: {len(speakers.names)} speakers in all, {count} recordings of {name}")
+        print(one_line(f"wrote {path}: {len(speakers.names)} speakers in all, {count} recordings of {name}"))
     return 0

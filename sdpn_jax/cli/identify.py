@@ -5,8 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
-from sdpn_jax.errors import OK, VERDICT, UserError, returns_exit_code
+from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.errors import OK, VERDICT, UserError, one_line, returns_exit_code
 
 
 @returns_exit_code
@@ -18,6 +18,8 @@ def identify(
         float | None, Option(help="The cosine from which it is the speaker; default: the model's.")
     ] = None,
     show: Annotated[int, Option(help="How many of the most alike speakers are shown.", min=1)] = 3,
+    channel: Channel = "mean",
+    max_seconds: MaxSeconds = MAX_SECONDS,
     json: Json = False,
 ) -> int:
     """Say which of a gallery's speakers each recording sounds like, or that it is nobody enrolled.
@@ -29,7 +31,7 @@ def identify(
     from sdpn_jax import SpeakerEncoder
     from sdpn_jax.speaker import gallery as galleries
 
-    encoder = SpeakerEncoder.load(model)
+    encoder = SpeakerEncoder.load(model, reading_of(channel, max_seconds))
     speakers = galleries.read(gallery, encoder.fingerprint())
     threshold = encoder.threshold if threshold is None else threshold
     if threshold is None:
@@ -39,5 +41,6 @@ def identify(
         print(json_format.dumps(results))
     for result in results if not json else ():
         near = ", ".join(f"{row['name']} {row['score']:.4f}" for row in result["ranking"])
-        print(f"{result['recording']}: {result['speaker'] or 'nobody enrolled'} ({near}; threshold {threshold:.4f})")
+        who = result["speaker"] or "nobody enrolled"
+        print(one_line(f"{result['recording']}: {who} ({near}; threshold {threshold:.4f})"))
     return OK if all(result["speaker"] for result in results) else VERDICT

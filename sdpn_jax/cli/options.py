@@ -2,14 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from sdpn_jax.errors import UserError
 
 Model = Annotated[
     str, typer.Option(help="Model folder, training workdir, PyTorch checkpoint of the released code, or .safetensors.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
+Channel = Annotated[str, typer.Option(help="Of recordings of several: mean, or the number of one, from 1.")]
+MaxSeconds = Annotated[float, typer.Option("--max_seconds", help="Longer recordings are skipped.", min=1.0)]
+MAX_SECONDS = 4 * 3600.0
 Config = Annotated[
     str, typer.Option(help="A Python file with get_config(), or the name of a shipped config such as vox2.")
 ]
@@ -19,6 +24,15 @@ Overrides = Annotated[
 ]
 FIELDS = {"ignore_unknown_options": True}  # context settings of commands that take Overrides
 CACHE = Path("~/.cache/sdpn_jax").expanduser()
+
+
+def reading_of(channel: str, max_seconds: float) -> Any:
+    """Says how recordings are read, from --channel and --max_seconds; raises UserError for what is no channel."""
+    from sdpn_jax.data.audio import Reading
+
+    if channel != "mean" and not (channel.isdecimal() and int(channel) > 0):
+        raise UserError(f"--channel={channel}: give mean, or the number of a channel, from 1")
+    return Reading(None if channel == "mean" else int(channel) - 1, max_seconds)
 
 
 def keep_compiled_programs() -> None:

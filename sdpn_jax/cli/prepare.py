@@ -5,12 +5,15 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from sdpn_jax.cli.options import MAX_SECONDS, Channel, MaxSeconds, reading_of
 from sdpn_jax.errors import returns_exit_code
 
 
 @returns_exit_code
 def prepare(
-    input: Annotated[str, Option(help="Folder of audio, text file of paths, or Kaldi wav.scp.")],
+    input: Annotated[
+        str, Option(help="Folder of audio, list of paths, Kaldi data folder or wav.scp, or manifest (NeMo, Lhotse).")
+    ],
     output: Annotated[str, Option(help="Folder for the shards.")],
     noise: Annotated[str | None, Option(help="Folder of noise (MUSAN, or any); default: coloured noise.")] = None,
     rirs: Annotated[str | None, Option(help="Folder of room responses (RIRS_NOISES); default: synthetic.")] = None,
@@ -28,6 +31,8 @@ def prepare(
     finish: Annotated[
         bool, Option("--finish", help="Only check that all shards are there, and write metadata.json.")
     ] = False,
+    channel: Channel = "mean",
+    max_seconds: MaxSeconds = MAX_SECONDS,
     dry_run: Annotated[bool, Option("--dry_run", help="Only say what to expect: hours, size, time.")] = False,
 ) -> int:
     """Turn recordings into shards for training: features, clean and augmented, or waveforms.
@@ -38,19 +43,20 @@ def prepare(
     After a kill the same command goes on. On several machines give each --task_index and --task_count, then run once
     with --finish.
     """
-    from sdpn_jax.data import audio, estimate
+    from sdpn_jax.data import estimate, recordings
     from sdpn_jax.data import prepare as preparation
 
+    reading = reading_of(channel, max_seconds)
     if dry_run:
-        recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store)
-        print(estimate.estimate(audio.find_utterances(input), recipe, workers))
+        recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store, reading)
+        print(estimate.estimate(recordings.find_utterances(input), recipe, workers))
         return 0
     index, count = task_index, task_count
     if index is None:
         index, count = (0, count or 1) if finish else preparation.task_from_environment(os.environ, count)
     count = 1 if count is None else count
     metadata = preparation.prepare(
-        input, output, noise, rirs, augmentations, seed, workers, store, index, count, only_finish=finish
+        input, output, noise, rirs, augmentations, seed, workers, store, index, count, finish, reading
     )
     if metadata is None:
         print(f"task {index} of {count}: its shards are complete in {output}; when all tasks are done, run the same "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import Json, Model, keep_compiled_programs
+from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
 from sdpn_jax.errors import OK, VERDICT, returns_exit_code
 
 
@@ -18,6 +18,8 @@ def verify(
     threshold: Annotated[
         float | None, Option(help="The cosine from which speakers count as the same; default: the model's.")
     ] = None,
+    channel: Channel = "mean",
+    max_seconds: MaxSeconds = MAX_SECONDS,
     json: Json = False,
 ) -> int:
     """Say whether two recordings are of one speaker: score, threshold and verdict.
@@ -27,7 +29,7 @@ def verify(
     keep_compiled_programs()
     from sdpn_jax import SpeakerEncoder
 
-    verdict = SpeakerEncoder.load(model).verify(a, b, threshold=threshold)
+    verdict = SpeakerEncoder.load(model, reading_of(channel, max_seconds)).verify(a, b, threshold=threshold)
     if json:
         print(json_format.dumps({"recordings": [a, b], **dataclasses.asdict(verdict)}))
     else:

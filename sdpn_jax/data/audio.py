@@ -1,83 +1,182 @@
-"""Finding utterances and decoding them: any audio file -> 16 kHz mono float32, or the reason why not."""
+"""Decoding recordings: any audio file -> 16 kHz mono float32, or the reason why not."""
 
+import contextlib
 import io
 import os
-from collections import Counter
-from pathlib import Path
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
-import av
-import av.error
 import numpy as np
 import soundfile
 import soxr
+from jaxtyping import Float32
 
 from sdpn_jax import storage
+from sdpn_jax.data import containers, decode
+from sdpn_jax.data.containers import AudioError
 from sdpn_jax.errors import UserError
 
 SAMPLE_RATE = 16000  # Hz
-MIN_SECONDS = 0.1
+MIN_SECONDS, MAX_SECONDS = 0.1, 4 * 3600.0
 SILENCE_PEAK = 1e-4  # of full scale, after removing the mean: below it a recording counts as silent
-FFMPEG_EXTENSIONS = frozenset((".m4a", ".mp4", ".aac"))
-EXTENSIONS = FFMPEG_EXTENSIONS | {".wav", ".flac", ".ogg", ".opus", ".mp3"}
+INTEGER_PEAK = 16.0  # of float samples: above it they are integers in float's clothes
+INTEGER_SCALES = 2.0**15, 2.0**23, 2.0**31
+MOST_BYTES_OF_A_BUCKET = 2 * 2**30  # a recording there is read into memory
+CLIPPED_SHARE, SHORT_SECONDS = 1e-3, 1.0
+TELEPHONE_HZ, TELEPHONE_DB, LOOKED_AT = 4200.0, -50.0, 2**16
 
 
-class AudioError(Exception):
-    """Why a file cannot be used; such files are skipped and listed."""
+@dataclass(frozen=True)
+class Reading:
+    """How recordings are read: `channel` (from 0; None: the mean of all), and how long they may be at most."""
+
+    channel: int | None = None
+    max_seconds: float = MAX_SECONDS
 
 
-def read_audio(path: str | os.PathLike, channel: int | None = None) -> np.ndarray:
-    """Reads a recording as 16 kHz mono float32 [N] in [-1, 1]: the mean of its channels, or one `channel`.
+DEFAULT = Reading()
 
-    WAV, FLAC, OGG and MP3 through libsndfile, M4A, AAC and MP4 through FFmpeg. Raises AudioError for a file that is
-    missing, unreadable, empty, shorter than 0.1 s, silent, or holds NaN or infinite samples.
+
+@dataclass(frozen=True)
+class Cut:
+    """An utterance before it is read: a file, or of it what lies from `start` to `end` in seconds.
+
+    channel: from 0, where a list names one.
     """
-    path = storage.place(path)
+
+    id: str
+    path: storage.Place
+    start: float = 0.0
+    end: float | None = None
+    channel: int | None = None
+
+    def stamp(self) -> list:
+        """What changes with the utterance: its id, place and file."""
+        whole = [self.id, str(self.path), storage.stamp(self.path)]
+        return whole if (self.start, self.end, self.channel) == (0, None, None) else [
+            *whole, self.start, self.end, self.channel
+        ]  # fmt: skip
+
+
+def read_audio(
+    path: str | os.PathLike, reading: Reading = DEFAULT, start: float = 0.0, end: float | None = None
+) -> Float32[np.ndarray, " N"]:
+    """Reads a recording, or what lies from `start` to `end` in seconds, as 16 kHz mono float32 [N].
+
+    Files are known by their content, not by their names. Float samples in integer scale are scaled to [-1, 1]. Raises
+    AudioError for a file that is missing, no file, unreadable, cut, too long, shorter than 0.1 s, silent, without the
+    channel, or with NaN or infinite samples.
+    """
     try:
-        if isinstance(path, Path):
-            if path.stat().st_size == 0:
-                raise AudioError("empty file")
-            samples, rate = _decode(path, path.suffix)
-        else:
-            samples, rate = _decode(io.BytesIO(storage.read_bytes(path)), path.suffix)
+        with opened(path) as file:
+            return _to_16_khz(decode.blocks_of(file, reading.max_seconds, start, end), reading.channel)
     except OSError as error:
         raise AudioError(error.strerror or "cannot be opened") from error
     except (AudioError, UserError):
         raise
     except Exception as error:  # damaged bytes make the decoders raise almost anything, MemoryError among it
         raise AudioError(f"unreadable: {type(error).__name__}") from error
-    return at_16_khz(samples, rate, channel)
 
 
-def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> np.ndarray:
+def read_cut(cut: Cut, reading: Reading = DEFAULT) -> Float32[np.ndarray, " N"]:
+    """Reads an utterance of a list as `read_audio` does."""
+    if cut.channel is not None:
+        reading = Reading(cut.channel, reading.max_seconds)
+    return read_audio(cut.path, reading, cut.start, cut.end)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a recording; raises AudioError for what is no file: a pipe would be waited for, a device has no end."""
+    place = storage.place(path)
+    if storage.is_bucket(place):
+        about = storage.stamp(place)
+        if about and about[0] > MOST_BYTES_OF_A_BUCKET:
+            raise AudioError(f"{about[0]:,} bytes in a bucket, at most {MOST_BYTES_OF_A_BUCKET:,} are read: mount it")
+        yield io.BytesIO(storage.read_bytes(place))
+        return
+    with open(os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise AudioError("no file, but a folder, a pipe or a device")
+        if not about.st_size:
+            raise AudioError("empty file")
+        yield file
+
+
+def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> Float32[np.ndarray, " N"]:
     """Converts samples [N, channels] at `rate` Hz to what `read_audio` returns; raises AudioError as it does."""
-    if not len(samples):
+    return _to_16_khz([(rate, samples)], channel)
+
+
+def _to_16_khz(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) -> np.ndarray:
+    resampler, samples, loudest = None, bytearray(), 0.0
+    for rate, block in blocks:
+        if not np.isfinite(block).all():
+            raise AudioError("NaN or infinite samples")
+        loudest = max(loudest, float(np.abs(block).max(initial=0)))
+        mono = _one_channel(block, channel)
+        if not np.isfinite(mono).all():  # finite samples near the end of float32's range overflow
+            raise AudioError("samples too large")
+        if rate != SAMPLE_RATE:
+            resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+            mono = resampler.resample_chunk(mono)
+        samples += mono.data
+    if resampler:
+        samples += resampler.resample_chunk(np.zeros(0, np.float32), last=True).data
+    return _checked(np.frombuffer(samples, np.float32), loudest)
+
+
+def _one_channel(block: np.ndarray, channel: int | None) -> np.ndarray:
+    if channel is not None and channel >= block.shape[1]:
+        raise AudioError(f"no channel {channel + 1}: there are {block.shape[1]}")
+    if block.shape[1] == 1:
+        return np.ascontiguousarray(block[:, 0])
+    return block.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(block[:, channel])
+
+
+def _checked(mono: np.ndarray, loudest: float) -> np.ndarray:
+    """The samples, scaled if they are integers; `loudest` is the greatest of all channels."""
+    if not len(mono):
         raise AudioError("no samples")
-    if not np.isfinite(samples).all():
-        raise AudioError("NaN or infinite samples")
-    if samples.shape[1] == 1:
-        mono = samples[:, 0]
-    else:
-        mono = samples.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(samples[:, channel])
-    if rate != SAMPLE_RATE and np.isfinite(mono).all():
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    if not np.isfinite(mono).all():  # finite samples near the end of float32's range overflow above
+    if not np.isfinite(mono).all() or loudest > INTEGER_SCALES[-1]:
         raise AudioError("samples too large")
     if len(mono) < MIN_SECONDS * SAMPLE_RATE:
         raise AudioError(f"shorter than {MIN_SECONDS} s")
+    if loudest > INTEGER_PEAK:
+        scale = next(scale for scale in INTEGER_SCALES if loudest <= scale)
+        mono, loudest = mono / np.float32(scale), loudest / scale
     if np.abs(mono - mono.mean()).max() < SILENCE_PEAK:
-        raise AudioError("silent")
+        if loudest < SILENCE_PEAK or loudest < 2 * np.abs(mono).max():
+            raise AudioError("silent")
+        raise AudioError("silent: its channels cancel each other, or others than the one that is read hold the sound; "
+                         "choose one with --channel")  # fmt: skip
     return mono
+
+
+def hints_of(waveform: Float32[np.ndarray, " N"]) -> list[str]:
+    """Says what of a 16 kHz waveform spoils embeddings: telephone bandwidth, clipping, less than a second."""
+    hints = []
+    size = np.abs(waveform)
+    middle = waveform[max(0, len(waveform) - LOOKED_AT) // 2 :][:LOOKED_AT]
+    power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) ** 2
+    above = round(TELEPHONE_HZ * 2 / SAMPLE_RATE * len(power))
+    if power[above:].sum() < 10 ** (TELEPHONE_DB / 10) * power.sum():
+        hints.append("telephone bandwidth")
+    if np.mean(size >= 0.999 * size.max()) > CLIPPED_SHARE:
+        hints.append("clipped")
+    if len(waveform) < SHORT_SECONDS * SAMPLE_RATE:
+        hints.append("under one second")
+    return hints
 
 
 def seconds_of(path: str | os.PathLike) -> float | None:
     """Returns a recording's length in seconds from its header, without decoding; None if no header can be read."""
-    path = Path(storage.local(path))
     try:
-        if path.suffix.lower() in FFMPEG_EXTENSIONS:
-            with av.open(str(path)) as container:
-                return container.duration / av.time_base if container.duration else None
-        info = soundfile.info(path)
-        return info.frames / info.samplerate if 0 < info.frames < 2**62 else None
+        with opened(path) as file:
+            return decode.seconds_of(file)
     except Exception:  # as in read_audio, which will say what is wrong with the file
         return None
 
@@ -88,153 +187,16 @@ def read_stretch(path: str | os.PathLike, num_samples: int, rng: np.random.Gener
     None when that cannot be done: another rate, a container that cannot be searched, or too short a recording.
     """
     try:
-        with soundfile.SoundFile(storage.local(path)) as file:
-            if file.samplerate != SAMPLE_RATE or not file.seekable() or not num_samples <= file.frames < 2**62:
+        with opened(storage.local(path)) as file:
+            kind = containers.kind_of(file)
+            if not kind.sndfile_first:
                 return None
-            file.seek(int(rng.integers(file.frames - num_samples + 1)))
-            samples = file.read(num_samples, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.LibsndfileError, OSError):
+            file.seek(0)
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                if sound.samplerate != SAMPLE_RATE or not sound.seekable() or not num_samples <= sound.frames < 2**62:
+                    return None
+                sound.seek(int(rng.integers(sound.frames - num_samples + 1)))
+                samples = sound.read(num_samples, dtype="float32", always_2d=True).mean(axis=1)
+    except (AudioError, soundfile.LibsndfileError, OSError):
         return None
     return samples if len(samples) == num_samples and np.isfinite(samples).all() else None
-
-
-def _decode(source: Path | io.BytesIO, suffix: str) -> tuple[np.ndarray, int]:
-    """(samples float32 [N, channels], rate in Hz)."""
-    if suffix.lower() in FFMPEG_EXTENSIONS:
-        return _decode_ffmpeg(source)
-    try:
-        with soundfile.SoundFile(source) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            if 0 < file.frames < 2**62 and len(samples) < file.frames:
-                raise AudioError(f"truncated: {len(samples)} of {file.frames} samples")
-            return samples, file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"unreadable: {error.error_string}") from error
-
-
-def _decode_ffmpeg(source: Path | io.BytesIO) -> tuple[np.ndarray, int]:
-    try:
-        with av.open(str(source) if isinstance(source, Path) else source, "r") as container:
-            if not container.streams.audio:
-                raise AudioError("no audio in it")
-            frames = list(container.decode(audio=0))
-            forms = {(frame.sample_rate, frame.layout.nb_channels) for frame in frames}
-            if len(forms) > 1:
-                raise AudioError("unreadable: rate or channels change within the file")
-            if any(channels > 8 for _, channels in forms):  # beyond 8 PyAV reads outside of a frame's memory
-                raise AudioError("unreadable: more than 8 channels")
-            to_float = av.AudioResampler(format="fltp")
-            blocks = [block.to_ndarray().T for frame in frames for block in to_float.resample(frame)]
-    except av.error.FFmpegError as error:
-        raise AudioError(f"unreadable: {error.strerror}") from error
-    except (AttributeError, LookupError) as error:  # PyAV's stream of an unknown codec lacks attributes
-        raise AudioError("unreadable: unknown codec") from error
-    if not blocks:
-        raise AudioError("no samples")
-    return np.concatenate(blocks), frames[0].sample_rate
-
-
-def find_utterances(source: str | os.PathLike) -> list[tuple[str, storage.Place]]:
-    """Lists (utterance id, path) of every recording of `source`, sorted by id.
-
-    A folder: all audio files below it, ids their paths relative to it with '/' and extension, as VoxCeleb's trial lists
-    write them; folders `wav` and `aac` that hold everything are left out of the ids, so that VoxCeleb's own root will
-    do. A text file: a path on each line (relative: to the list's folder), ids relative to the folder that all have in
-    common. A Kaldi `wav.scp`: `id path` on each line. Raises UserError when it is missing, empty or malformed.
-    """
-    source = storage.place(source)
-    is_folder = storage.is_folder(source)
-    if is_folder:
-        files = _audio_files(source) if isinstance(source, Path) else _audio_objects(source)
-        found = _below_wav_or_aac([(path.relative_to(source).as_posix(), path) for path in files])
-    elif storage.exists(source):
-        found = _read_scp(source) if source.suffix == ".scp" else _read_list(source)
-    else:
-        raise UserError(f"{source} does not exist: give a folder of audio, a text file of paths, or a wav.scp")
-    if not found:
-        kinds = " ".join(sorted(EXTENSIONS))
-        raise UserError(f"no recordings in {source}: looked for files ending in {kinds}" if is_folder
-                        else f"{source} is empty: expected one recording on each line")  # fmt: skip
-    if twice := ids_twice(found):
-        raise UserError(f"{source}: {len(twice)} utterance ids occur twice, first {twice[0]!r}: make them unique")
-    return sorted(found)
-
-
-def ids_twice(found: list[tuple[str, storage.Place]]) -> list[str]:
-    """Lists the utterance ids that occur more than once."""
-    return [name for name, count in Counter(name for name, _ in found).items() if count > 1]
-
-
-def _below_wav_or_aac(found: list[tuple[str, storage.Place]]) -> list[tuple[str, storage.Place]]:
-    """The same with ids relative to the last `wav` or `aac` among the folders that all have in common."""
-    common = os.path.commonprefix([name.split("/")[:-1] for name, _ in found])
-    places = [i for i, part in enumerate(common) if part in ("wav", "aac")]
-    return [(name.split("/", places[-1] + 1)[-1], path) for name, path in found] if places else found
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    """All audio files below a folder, hidden ones left out; links to folders are followed, each folder once."""
-
-    def refuse(error: OSError):
-        raise UserError(f"cannot look into {error.filename} ({error.strerror}): give access or leave it out")
-
-    seen, found = set(), []
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in sorted(files)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return found
-
-
-def _audio_objects(folder: storage.Place) -> list[storage.Place]:
-    """All audio files of a bucket below a folder, hidden ones left out."""
-    found = []
-    for name in storage.files_below(folder):
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not any(part[0] == "." for part in name.split("/")):
-            found.append(folder / name)
-    return found
-
-
-def _lines(path: storage.Place) -> list[tuple[int, str]]:
-    try:
-        text = storage.read_text(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: give a list of paths, a wav.scp, or a folder") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _read_scp(path: storage.Place) -> list[tuple[str, storage.Place]]:
-    found = []
-    for number, line in _lines(path):
-        name, _, location = line.partition(" ")
-        location = location.strip()
-        if not location:
-            raise UserError(f"{path}, line {number}: expected 'id path', found {line!r}")
-        if location.endswith("|"):
-            raise UserError(
-                f"{path}, line {number}: a command ({location!r}); write its output to files and name those"
-            )
-        found.append((name, _beside(path, location)))
-    return found
-
-
-def _read_list(path: storage.Place) -> list[tuple[str, storage.Place]]:
-    paths = [_beside(path, line) for _, line in _lines(path)]
-    absolute = [os.fspath(place) if storage.is_bucket(place) else os.path.abspath(place) for place in paths]
-    if not paths:
-        return []
-    common = os.path.commonprefix([name.split("/")[:-1] for name in absolute])
-    return [("/".join(name.split("/")[len(common) :]), storage.place(name)) for name in absolute]
-
-
-def _beside(path: storage.Place, location: str) -> storage.Place:
-    """What a line of a list names: a path relative to the list's folder, an absolute one, or one in a bucket."""
-    return storage.place(location) if storage.is_bucket(location) else path.parent / location

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +17,7 @@ from jaxtyping import Float, Float32
 
 from sdpn_jax import storage
 from sdpn_jax.data import audio
+from sdpn_jax.data.recordings import find_utterances
 from sdpn_jax.errors import UserError
 
 SNR_DB = {"noise": (0.0, 15.0), "speech": (13.0, 20.0), "music": (5.0, 15.0)}  # MUSAN's types
@@ -23,6 +26,7 @@ DRAWS = 20  # of files, before giving up
 REVERB_GAIN_DB = (-7.0, 3.0)
 SYNTHETIC_RT60_S = (0.15, 0.7)
 SYNTHETIC_DIRECT_DB = (-3.0, 12.0)  # direct sound over reverberation
+RIR_FOLDERS = "real_rirs_isotropic_noises", "rirs_noises"  # whose names do not make their files noise
 RIR_SAMPLES = 8000  # of a response on an accelerator: what comes later is 60 dB down in most rooms
 NOISE_EXPONENT = (0.0, 2.0)  # of 1 / f^a: white to brown
 
@@ -57,27 +61,38 @@ def _size(path: storage.Place) -> int:
 def find_sources(noise: str | os.PathLike | None, rirs: str | os.PathLike | None) -> Sources:
     """Finds the usable files of a noise folder and of a folder of room impulse responses (None: no folder).
 
-    A noise folder with subfolders noise, speech or music (as MUSAN) gives these types, any other is all "noise".
-    Files whose own or folder's name mentions noise are no impulse responses (RIRS_NOISES holds both).
-    Raises UserError when a folder holds nothing usable.
+    What lies in folders noise, speech and music below a noise folder (as in MUSAN) is of these types; without such
+    folders all is "noise". Files whose own or folder's name mentions noise are no impulse responses (RIRS_NOISES holds
+    both, whose own name does not count). Says in the log what was taken as what. Raises UserError when a folder holds
+    nothing usable.
     """
-    noises = {}
-    if noise:
-        types = [name for name in SNR_DB if storage.is_folder(storage.place(noise) / name)]
-        noises = {name: _usable(storage.place(noise) / name) for name in types} or {"noise": _usable(noise)}
+    noises = _noises_by_type(storage.place(noise)) if noise else {}
     if not rirs:
         return Sources(noises)
     folder = storage.place(rirs)
     names = {path: path.relative_to(folder).as_posix().lower() for path in _usable(rirs)}
-    responses = [path for path, name in names.items() if "noise" not in name.replace("real_rirs_isotropic_noises", "")]
+    responses = [path for path, name in names.items() if "noise" not in re.sub("|".join(RIR_FOLDERS), "", name)]
     if not responses:
         raise UserError(f"{rirs} holds noise alone, no room impulse responses")
+    logging.info("%s: %d room impulse responses, %d other files", folder, len(responses), len(names) - len(responses))
     return Sources(noises, responses)
+
+
+def _noises_by_type(folder: storage.Place) -> dict[str, list[storage.Place]]:
+    noises, others = defaultdict(list), []
+    for path in _usable(folder):
+        kind = next((part for part in path.relative_to(folder).parts[:-1] if part.lower() in SNR_DB), "").lower()
+        (noises[kind] if kind else others).append(path)
+    if not noises:
+        noises, others = {"noise": others}, []
+    told = ", ".join(f"{len(noises[kind])} files of {kind}" for kind in SNR_DB if noises.get(kind))
+    logging.info("%s: %s%s", folder, told, f"; {len(others)} beside these folders are left out" if others else "")
+    return {kind: noises[kind] for kind in SNR_DB if noises.get(kind)}
 
 
 def _usable(folder: str | os.PathLike) -> list[storage.Place]:
     """The recordings below a folder whose header can be read; those of tens of thousands take seconds."""
-    found = [path for _, path in audio.find_utterances(folder)]
+    found = [cut.path for cut in find_utterances(folder)]
     paths = [path for path in found if audio.seconds_of(path)]
     if not paths:
         raise UserError(f"none of the {len(found)} files in {folder} can be used")
@@ -89,7 +104,7 @@ def _usable(folder: str | os.PathLike) -> list[storage.Place]:
 
 @lru_cache(maxsize=64)
 def _read_rir(path: storage.Place) -> Response:
-    return audio.read_audio(path, channel=0)  # the mean of a microphone array's channels would be a comb filter
+    return audio.read_audio(path, audio.Reading(channel=0))  # the mean of a microphone array would be a comb filter
 
 
 @lru_cache(maxsize=8)

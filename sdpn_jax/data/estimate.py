@@ -6,7 +6,6 @@ import time
 import joblib
 import numpy as np
 
-from sdpn_jax import storage
 from sdpn_jax.data import audio, features, prepare
 from sdpn_jax.errors import UserError
 
@@ -14,23 +13,23 @@ ESTIMATE_HEADERS = 500  # files whose length an estimate reads
 ESTIMATE_SECONDS = 10.0  # that an estimate prepares utterances for
 
 
-def estimate(utterances: list[tuple[str, storage.Place]], recipe: prepare.Recipe, workers: int = 0) -> str:
+def estimate(utterances: list[audio.Cut], recipe: prepare.Recipe, workers: int = 0) -> str:
     """Estimates hours of audio, bytes and time from a sample of headers and some seconds of preparing, as text."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(utterances))
-    seconds = [audio.seconds_of(utterances[i][1]) for i in order[:ESTIMATE_HEADERS]]
+    seconds = [_seconds_of(utterances[i]) for i in order[:ESTIMATE_HEADERS]]
     readable = [value for value in seconds if value]
     if not readable:
-        raise UserError(f"none of {len(seconds)} files looked at can be read, first {utterances[order[0]][1]}")
+        raise UserError(f"none of {len(seconds)} files looked at can be read, first {utterances[order[0]].path}")
     hours = len(utterances) * sum(readable) / len(seconds) / 3600
     prepare.make_record("", rng.normal(0, 0.1, 10 * audio.SAMPLE_RATE), recipe)  # what is done once only does not count
     started, prepared = time.time(), 0.0
     for i in order:
         try:
-            waveform = audio.read_audio(utterances[i][1])
+            waveform = audio.read_cut(utterances[i], recipe.reading)
         except audio.AudioError:
             continue
-        prepare.make_record(utterances[i][0], waveform, recipe)
+        prepare.make_record(utterances[i].id, waveform, recipe)
         prepared += len(waveform) / audio.SAMPLE_RATE
         if time.time() - started > ESTIMATE_SECONDS:
             break
@@ -47,6 +46,11 @@ def estimate(utterances: list[tuple[str, storage.Place]], recipe: prepare.Recipe
         f"one core prepares {rate:,.0f} s of audio per second: about {left} with {workers} workers\n"
         "nothing was written"
     )
+
+
+def _seconds_of(cut: audio.Cut) -> float | None:
+    end = audio.seconds_of(cut.path) if cut.end is None else cut.end
+    return end and end - cut.start
 
 
 def _bytes_per_second(recipe: prepare.Recipe) -> float:

@@ -13,6 +13,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,8 +28,9 @@ from tqdm import tqdm
 
 from sdpn_jax import storage
 from sdpn_jax.data import audio, augment, features, records
+from sdpn_jax.data.recordings import find_utterances
 from sdpn_jax.data.shards import METADATA
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, one_line
 
 UTTERANCES_PER_SHARD = 1024  # at most
 OF_A_SHARD = ("utterances", "bytes", "sha256")  # what metadata.json says; earlier versions knew no sha256
@@ -44,11 +46,13 @@ class Recipe:
     seed: int
     sources_fingerprint: str
     store: str = "log_mel"  # or "waveform", to be augmented on the accelerator
+    reading: audio.Reading = audio.DEFAULT
 
     def fingerprint(self) -> list:
         """Changes whenever what is made of an utterance would."""
         settings = dataclasses.asdict(features.DEFAULT)
-        return [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint, self.store]
+        made = [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint, self.store]
+        return made if self.reading == audio.DEFAULT else [*made, dataclasses.astuple(self.reading)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +60,11 @@ class Shard:
     """One unit of work: where it goes and what goes in."""
 
     path: storage.Place
-    utterances: list[tuple[str, storage.Place]]
+    utterances: list[audio.Cut]
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Changes whenever the shard's content would: its files (names, sizes, dates) and the recipe."""
-        stamps = [[name, str(path), storage.stamp(path)] for name, path in self.utterances]
-        text = json.dumps([stamps, recipe.fingerprint()])
+        text = json.dumps([[cut.stamp() for cut in self.utterances], recipe.fingerprint()])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
@@ -85,12 +88,13 @@ def make_recipe(
     augmentations: int,
     seed: int,
     store: str = "log_mel",
+    reading: audio.Reading = audio.DEFAULT,
 ) -> Recipe:
     """Makes the recipe from the command's options; raises UserError for folders without usable files."""
     if augmentations < 0:
         raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
     sources = augment.find_sources(noise, rirs)
-    return Recipe(sources, 0 if store == "waveform" else augmentations, seed, sources.fingerprint(), store)
+    return Recipe(sources, 0 if store == "waveform" else augmentations, seed, sources.fingerprint(), store, reading)
 
 
 def prepare(
@@ -105,10 +109,11 @@ def prepare(
     task_index: int = 0,
     task_count: int = 1,
     only_finish: bool = False,
+    reading: audio.Reading = audio.DEFAULT,
 ) -> dict | None:
     """Writes shards, metadata.json and skipped.txt to `output` and returns the metadata.
 
-    `source` is what audio.find_utterances takes; `workers` 0 means one for each core; `store` is "log_mel", or
+    `source` is what recordings.find_utterances takes; `workers` 0 means one for each core; `store` is "log_mel", or
     "waveform" for augmentation on the accelerator, which needs a bank of noise and rooms beside the shards. Of several
     tasks each writes its own shards alone and returns None; `only_finish` writes none, checks that all are there and
     closes the folder. Files that cannot be used are skipped, counted and listed in skipped.txt. Raises UserError when
@@ -116,8 +121,8 @@ def prepare(
     """
     if not 0 <= task_index < task_count:
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
-    utterances = audio.find_utterances(source)
-    recipe = make_recipe(noise, rirs, augmentations, seed, store)
+    utterances = find_utterances(source)
+    recipe = make_recipe(noise, rirs, augmentations, seed, store, reading)
     shards = plan(utterances, storage.place(output))
     if not only_finish:
         storage.remove(storage.place(output) / METADATA)  # incomplete until the end
@@ -152,7 +157,7 @@ def finish(
         if isinstance(shard.path, Path) and _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries.values() for entry in summary["skipped"]]
-    storage.write_text(output / "skipped.txt", "".join(f"{_one_line(path)}\t{reason}\n" for path, reason in skipped))
+    storage.write_text(output / "skipped.txt", "".join(f"{one_line(path)}\t{reason}\n" for path, reason in skipped))
     kept = sum(summary["utterances"] for summary in summaries.values())
     if not kept:
         raise UserError(f"none of the {len(skipped)} recordings could be used; reasons in {output / 'skipped.txt'}")
@@ -161,6 +166,7 @@ def finish(
         "features": dataclasses.asdict(features.DEFAULT),
         "utterances": kept,
         "skipped": len(skipped),
+        "hints": dict(sum((Counter(summary.get("hints", {})) for summary in summaries.values()), Counter())),
         "hours": sum(summary["seconds"] for summary in summaries.values()) / 3600,
         "store": recipe.store,
         "augmentations": recipe.augmentations,
@@ -183,7 +189,7 @@ def finish(
     return metadata
 
 
-def plan(utterances: list[tuple[str, storage.Place]], output: storage.Place) -> list[Shard]:
+def plan(utterances: list[audio.Cut], output: storage.Place) -> list[Shard]:
     """Divides the utterances over shards in turn, so that every shard is a fair sample of the corpus."""
     count = max(-(-len(utterances) // UTTERANCES_PER_SHARD), min(SMALL_CORPUS_SHARDS, len(utterances)))
     return [Shard(output / f"shard-{i:05d}-of-{count:05d}.array_record", utterances[i::count]) for i in range(count)]
@@ -192,7 +198,8 @@ def plan(utterances: list[tuple[str, storage.Place]], output: storage.Place) -> 
 def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> records.Utterance | records.Recording:
     """Makes a record of a 16 kHz waveform [N]: clean and augmented log-mel or samples, a function of id and recipe."""
     if recipe.store == "waveform":
-        samples = np.clip(np.round(waveform * 32768), -32768, 32767).astype(np.int16)
+        scaled = waveform / max(1.0, np.abs(waveform).max(initial=0))  # what is beyond full scale is not cut off
+        samples = np.clip(np.round(scaled * 32768), -32768, 32767).astype(np.int16)
         return records.Recording(utterance_id, samples)
     digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogateescape")).digest()
     rng = np.random.default_rng([recipe.seed, int.from_bytes(digest[:8], "little")])
@@ -215,18 +222,19 @@ def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = la
         begins(len(shard.utterances))
         return summary
     fingerprint, digest = shard.fingerprint(recipe), hashlib.sha256()
-    kept, seconds, skipped = 0, 0.0, []
+    kept, seconds, skipped, hints = 0, 0.0, [], Counter()
     with _temporary(shard.path) as temporary:
         with _disk_errors(shard.path):
             writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
-        for number, (utterance_id, path) in enumerate(shard.utterances):
+        for number, cut in enumerate(shard.utterances):
             begins(number)
             try:
-                waveform = audio.read_audio(path)
+                waveform = audio.read_cut(cut, recipe.reading)
             except audio.AudioError as error:
-                skipped.append([str(path), str(error)])
+                skipped.append([str(cut.path), str(error)])
                 continue
-            record = records.encode(make_record(utterance_id, waveform, recipe))
+            hints.update(audio.hints_of(waveform))
+            record = records.encode(make_record(cut.id, waveform, recipe))
             digest.update(record)
             with _disk_errors(shard.path):
                 writer.write(record)
@@ -238,7 +246,7 @@ def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = la
                 raise OSError("not all of it could be written")
             size = temporary.stat().st_size
             summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
-            summary |= {"sha256": digest.hexdigest(), "skipped": skipped}
+            summary |= {"sha256": digest.hexdigest(), "skipped": skipped, "hints": hints}
             storage.replace(temporary, shard.path)
             storage.write_text(shard.summary_path, json.dumps(summary))
     begins(len(shard.utterances))
@@ -316,7 +324,7 @@ def _being_read(shards: list[Shard], places: Sequence[int]) -> list[storage.Plac
     """What the workers were reading: `places` holds shard and utterance of each, -1 for none."""
     pairs = zip(places[::2], places[1::2], strict=True)
     return [
-        shards[shard].utterances[number][1]
+        shards[shard].utterances[number].path
         for shard, number in pairs
         if shard >= 0 and number < len(shards[shard].utterances)
     ]
@@ -355,19 +363,17 @@ def _write_in_worker(shard_number: int, shard: Shard) -> None:
     _places[_place] = -1
 
 
-def _one_line(path: str) -> str:
-    return path.encode("unicode_escape").decode() if not path.isprintable() else path
-
-
 def describe(metadata: dict, output: str | os.PathLike) -> str:
     """Describes what was made in a few lines."""
     versions = f"each clean and {metadata['augmentations']} times augmented"
     if metadata["store"] == "waveform":
         versions = "as waveforms, with a bank of noise and rooms (bank.npz) to augment them on the accelerator"
+    hints = ", ".join(f"{count} {hint}" for hint, count in metadata.get("hints", {}).items())
     return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, {versions}\n"
         f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}\n"
-        f"{metadata['skipped']} files skipped, listed in {storage.place(output) / 'skipped.txt'}\n"
+        + (f"of these {hints}: such recordings make worse embeddings\n" if hints else "")
+        + f"{metadata['skipped']} files skipped, listed in {storage.place(output) / 'skipped.txt'}\n"
         f"written: {len(metadata['shards'])} shards and metadata.json in {output}"
     )
 

@@ -5,13 +5,14 @@ computed again, and several machines may share the parts among them. All devices
 """
 
 import hashlib
+import importlib
 import io
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from sdpn_jax import storage
-from sdpn_jax.data import audio, features, records
+from sdpn_jax.data import audio, features, recordings, records
 from sdpn_jax.data.features import LogMel
 from sdpn_jax.data.shards import is_shards, open_shards, read_shard
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.speaker import embedder
 from sdpn_jax.weights.load import load_network
 
 UTTERANCES_PER_PART = 512
 FRAMES_IN_MEMORY = 2**20  # of log-mels waiting to be embedded: 320 MiB
-LISTS = (".txt", ".lst", ".scp")  # files that name recordings; any other file is one
+BYTES_ALONE = "".join(map(chr, range(0xDC80, 0xDD00)))  # how bytes that are no UTF-8 stand in Python's text
 FRAMES_PER_SECOND = features.DEFAULT.sample_rate / features.DEFAULT.hop
 
 Embed = Callable[[list[LogMel]], Float[np.ndarray, "N D"]]
@@ -40,9 +41,9 @@ Embed = Callable[[list[LogMel]], Float[np.ndarray, "N D"]]
 
 @dataclass(frozen=True)
 class Part:
-    """One stretch of the list of utterances: recordings as (id, path), or one shard."""
+    """One stretch of the list of utterances: recordings, or one shard."""
 
-    utterances: tuple[tuple[str, storage.Place], ...] = ()
+    utterances: tuple[audio.Cut, ...] = ()
     shard: Path | None = None
     count: int = 0
 
@@ -50,22 +51,34 @@ class Part:
         """Changes whenever the files of the part do."""
         if self.shard:
             return [[str(self.shard), storage.stamp(self.shard)]]
-        return [[name, str(path), storage.stamp(path)] for name, path in self.utterances]
+        return [cut.stamp() for cut in self.utterances]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `embed_corpus` wrote: how many embeddings of which dimension, where, and how many recordings it skipped."""
+    """What `embed_corpus` wrote: how many embeddings of which dimension, where, and how many recordings it skipped.
+
+    hints: how many recordings have what spoils embeddings, as `audio.hints_of` says it.
+    """
 
     embeddings: int
     dimension: int
     output: storage.Place
     skipped: int
     reasons: storage.Place
+    hints: dict[str, int]
+
+
+@dataclass
+class Notes:
+    """What is noted while recordings are read: (path, reason) of those skipped, and how often each hint applies."""
+
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    hints: Counter = field(default_factory=Counter)
 
 
 def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
-    """Divides recordings, audio folders, lists (.txt, wav.scp) and folders of shards into parts.
+    """Divides recordings, audio folders, lists (see `recordings`), Kaldi folders and folders of shards into parts.
 
     The id of a recording that is named itself is its path as it was given. Raises UserError when two recordings of
     different sources have one id.
@@ -76,48 +89,56 @@ def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
             shards = open_shards(source)
             pairs = zip(shards.paths, shards.counts, strict=True)
             parts += [Part(shard=path, count=count) for path, count in pairs]
-        elif source.suffix in LISTS or storage.is_folder(source):
-            utterances += audio.find_utterances(source)
+        elif recordings.is_list(source) or storage.is_folder(source):
+            utterances += recordings.find_utterances(source)
         else:
-            utterances.append((str(source), source))
-    if twice := audio.ids_twice(utterances):
+            utterances.append(audio.Cut(str(source), source))
+    if twice := recordings.ids_twice(utterances):
         raise UserError(f"{len(twice)} ids occur twice, first {twice[0]!r}: give one folder that holds them all")
     size = UTTERANCES_PER_PART
     chunks = [tuple(utterances[start : start + size]) for start in range(0, len(utterances), size)]
     return parts + [Part(utterances=chunk, count=len(chunk)) for chunk in chunks]
 
 
-def read_part(part: Part, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
+def read_part(part: Part, notes: Notes, reading: audio.Reading = audio.DEFAULT) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a part; of shards the clean version.
 
-    Files that cannot be used are appended to `skipped` as (path, reason).
+    Files that cannot be used, and hints on the others, are added to `notes`.
     """
     if part.shard:
         for record in read_shard(part.shard):
             utterance = records.decode(record)
             yield utterance.id, utterance.log_mel[0].astype(np.float32)
         return
-    paths = [path for _, path in part.utterances]
-    for (utterance_id, path), result in zip(
-        part.utterances, _ahead(_log_mel_or_reason, paths, FRAMES_IN_MEMORY), strict=True
-    ):
+    results = _ahead(partial(_log_mel_or_reason, reading), part.utterances, FRAMES_IN_MEMORY)
+    for cut, result in zip(part.utterances, results, strict=True):
         if isinstance(result, audio.AudioError):
-            skipped.append((str(path), str(result)))
+            notes.skipped.append((str(cut.path), str(result)))
         else:
-            yield utterance_id, result
+            notes.hints.update(result.hints)
+            yield cut.id, result.log_mel
 
 
-def read_features(source: str | os.PathLike, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, LogMel]]:
+def read_features(source: str | os.PathLike, notes: Notes) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a source; see `read_part`."""
     for part in plan([source]):
-        yield from read_part(part, skipped)
+        yield from read_part(part, notes)
 
 
-def _log_mel_or_reason(path: storage.Place) -> LogMel | audio.AudioError:
+@dataclass(frozen=True)
+class Heard:
+    """A recording as it is embedded, and what may spoil its embedding."""
+
+    log_mel: LogMel
+    hints: list[str]
+
+
+def _log_mel_or_reason(reading: audio.Reading, cut: audio.Cut) -> Heard | audio.AudioError:
     try:
-        return features.log_mel(audio.read_audio(path))
+        waveform = audio.read_cut(cut, reading)
     except audio.AudioError as error:
         return error
+    return Heard(features.log_mel(waveform), audio.hints_of(waveform))
 
 
 def _ahead(work: Callable, items: Iterable, room: int) -> Iterator:
@@ -141,8 +162,8 @@ def _ahead(work: Callable, items: Iterable, room: int) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _frames(result: LogMel | audio.AudioError) -> int:
-    return 0 if isinstance(result, audio.AudioError) else len(result)
+def _frames(result: Heard | audio.AudioError) -> int:
+    return 0 if isinstance(result, audio.AudioError) else len(result.log_mel)
 
 
 def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:
@@ -176,26 +197,29 @@ def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np
         yield embed(waiting)
 
 
-def embed_part(embed: Embed, part: Part, progress: tqdm) -> dict[str, np.ndarray]:
-    """Embeds a part, at most FRAMES_IN_MEMORY frames at once: {"ids", "embeddings", "seconds", "skipped"}."""
+def embed_part(
+    embed: Embed, part: Part, progress: tqdm, reading: audio.Reading = audio.DEFAULT
+) -> dict[str, np.ndarray]:
+    """Embeds a part, at most FRAMES_IN_MEMORY frames at once: {"ids", "embeddings", "seconds", "skipped", "hints"}."""
     ids: list[str] = []
     seconds: list[float] = []
-    skipped: list[tuple[str, str]] = []
+    notes = Notes()
 
     def log_mels() -> Iterator[LogMel]:
-        for utterance_id, log_mel in read_part(part, skipped):
+        for utterance_id, log_mel in read_part(part, notes, reading):
             ids.append(utterance_id)
             seconds.append((len(log_mel) - 1) / FRAMES_PER_SECOND)
             yield log_mel
             progress.update()
 
     embeddings = list(embed_in_turn(embed, log_mels()))
-    progress.update(len(skipped))
+    progress.update(len(notes.skipped))
     return {
         "ids": np.asarray(ids, np.str_),
         "embeddings": np.concatenate(embeddings) if embeddings else np.zeros((0, 0), np.float32),
         "seconds": np.asarray(seconds, np.float32),
-        "skipped": np.asarray(skipped, np.str_).reshape(-1, 2),
+        "skipped": np.asarray(notes.skipped, np.str_).reshape(-1, 2),
+        "hints": np.asarray(list(notes.hints.elements()), np.str_),
     }
 
 
@@ -209,6 +233,7 @@ def embed_corpus(
     crop_seconds: float = 4.0,
     task_index: int = 0,
     task_count: int = 1,
+    reading: audio.Reading = audio.DEFAULT,
 ) -> Written | None:
     """Writes embeddings of every utterance of `sources`, which are as in `plan`.
 
@@ -225,7 +250,7 @@ def embed_corpus(
     if crops:
         frames = round(crop_seconds * FRAMES_PER_SECOND)
         embed = partial(embedder.embed_crops, embed, count=crops, frames=frames)
-    about: list[Any] = [digest, crops, crop_seconds, [part.stamps() for part in parts]]
+    about: list[Any] = [digest, crops, crop_seconds, [part.stamps() for part in parts], astuple(reading)]
     name = hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = storage.make_folder(parts_folder(output) / name)
 
@@ -239,7 +264,7 @@ def embed_corpus(
             if path.name in done:
                 progress.update(part.count)
             else:
-                storage.write_npz(path, **embed_part(embed, part, progress))
+                storage.write_npz(path, **embed_part(embed, part, progress, reading))
     return join(paths, storage.place(output)) if task_count == 1 else None
 
 
@@ -255,6 +280,7 @@ def join(paths: list[storage.Place], output: storage.Place) -> Written:
         with np.load(io.BytesIO(storage.read_bytes(path))) as part:
             parts.append(dict(part))
     skipped = [(str(name), str(reason)) for part in parts for name, reason in part["skipped"]]
+    hints = Counter(str(hint) for part in parts for hint in part["hints"])
     kept = [part for part in parts if len(part["ids"])]
     if not kept:
         storage.remove(parts_folder(output))
@@ -266,17 +292,21 @@ def join(paths: list[storage.Place], output: storage.Place) -> Written:
     write_embeddings(output, ids.tolist(), embeddings, seconds)
     write_skipped(output, skipped)
     storage.remove(parts_folder(output))
-    return Written(len(ids), embeddings.shape[1], output, len(skipped), skipped_path(output))
+    return Written(len(ids), embeddings.shape[1], output, len(skipped), skipped_path(output), dict(hints))
 
 
 def write_embeddings(output: str | os.PathLike, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
-    """Writes one .npz if `output` ends in .npz, otherwise a folder with embeddings.npy, ids.txt and seconds.npy."""
+    """Writes .npz, Kaldi's .ark and .scp, or .parquet by the end of `output`'s name, else a folder of .npy and ids.txt.
+
+    Raises UserError for ids that the format cannot hold, and where its library is missing.
+    """
     output = storage.place(output)
     embeddings = embeddings.astype(np.float32)
-    if output.suffix == ".npz":
+    if output.suffix in FORMATS:
         storage.make_folder(output.parent)
-        storage.write_npz(output, ids=np.asarray(ids), embeddings=embeddings, seconds=seconds)
+        FORMATS[output.suffix](output, ids, embeddings, seconds)
         return
+    _check_ids(ids, "\n", "ids.txt", output)
     storage.make_folder(output)
     for name, array in (("embeddings.npy", embeddings), ("seconds.npy", seconds)):
         with storage.written(output / name) as file:
@@ -284,11 +314,58 @@ def write_embeddings(output: str | os.PathLike, ids: list[str], embeddings: np.n
     storage.write_text(output / "ids.txt", "".join(f"{name}\n" for name in ids))
 
 
+def _write_npz(output: storage.Place, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
+    storage.write_npz(output, ids=np.asarray(ids), embeddings=embeddings, seconds=seconds)
+
+
+def _write_kaldi(output: storage.Place, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
+    """Writes NAME.ark, and NAME.scp that names each vector's place in it, as Kaldi keeps x-vectors."""
+    kaldiio = _library("kaldiio", "kaldi")
+    _check_ids(ids, " \t\r\n\v\f", "a Kaldi archive", output)
+    lines = []
+    with storage.written(output) as file:
+        for name, embedding in zip(ids, embeddings, strict=True):
+            file.write(name.encode("utf-8", "surrogateescape") + b" ")
+            lines.append(f"{name} {output}:{file.tell()}\n")
+            kaldiio.matio.write_array(file, embedding)
+    storage.write_text(output.with_suffix(".scp"), "".join(lines))
+
+
+def _write_parquet(output: storage.Place, ids: list[str], embeddings: np.ndarray, seconds: np.ndarray) -> None:
+    """Writes a table of id, embedding (a list of D float32) and seconds."""
+    arrow = _library("pyarrow", "parquet")
+    parquet = _library("pyarrow.parquet", "parquet")
+    _check_ids(ids, BYTES_ALONE, "Parquet", output)
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(embeddings.ravel()), embeddings.shape[1])
+    table = arrow.table({"id": ids, "embedding": vectors, "seconds": np.asarray(seconds, np.float32)})
+    with storage.written(output) as file:
+        parquet.write_table(table, file)
+
+
+FORMATS = {".npz": _write_npz, ".ark": _write_kaldi, ".parquet": _write_parquet}
+
+
+def _library(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"this format needs {name.split('.')[0]}: pip install 'sdpn_jax[{extra}]'") from None
+
+
+def _check_ids(ids: list[str], forbidden: str, what: str, output: storage.Place) -> None:
+    """Raises UserError for ids with characters that a format cannot hold."""
+    for name in ids:
+        if not set(forbidden).isdisjoint(name):
+            raise UserError(
+                f"{output}: the id {name[:200]!a} cannot stand in {what}: write --format=npz (what is computed is kept)"
+            )
+
+
 def skipped_path(output: str | os.PathLike) -> storage.Place:
-    """Returns the path of the list of skipped recordings: beside an .npz, inside a folder."""
+    """Returns the path of the list of skipped recordings: beside a file, inside a folder."""
     output = storage.place(output)
-    if output.suffix == ".npz":
-        return output.with_name(output.name.removesuffix(".npz") + ".skipped.txt")
+    if output.suffix in FORMATS:
+        return output.with_name(output.name.removesuffix(output.suffix) + ".skipped.txt")
     return output / "skipped.txt"
 
 
@@ -297,6 +374,6 @@ def write_skipped(output: storage.Place, skipped: list[tuple[str, str]]) -> None
     path = skipped_path(output)
     storage.remove(path)
     if skipped:
-        lines = "".join(f"{name!r}\t{reason}\n" for name, reason in skipped)
+        lines = "".join(f"{name!r}\t{one_line(reason)}\n" for name, reason in skipped)
         storage.write_text(path, lines)
         logging.warning("%d recordings skipped, listed in %s", len(skipped), path)

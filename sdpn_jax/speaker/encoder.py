@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from absl import logging
 
 from sdpn_jax.data import audio, features
 from sdpn_jax.errors import UserError
@@ -29,31 +30,42 @@ class Verdict:
 class SpeakerEncoder:
     """A trained network that turns recordings into embeddings, whose cosine tells how alike two voices are."""
 
-    def __init__(self, network: Network, variables: dict, threshold: float | None = None):
-        """threshold: the cosine from which `verify` accepts; None where none is known."""
+    def __init__(
+        self,
+        network: Network,
+        variables: dict,
+        threshold: float | None = None,
+        reading: audio.Reading = audio.DEFAULT,
+    ):
+        """threshold: the cosine from which `verify` accepts; None where none is known; reading: which channel."""
         self.threshold = threshold
         self.embedding_size = network.embedding_size
         self._network, self._variables, self._embedder = network, variables, embedder.Embedder(network)
+        self._reading = reading
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SpeakerEncoder":
+    def load(cls, path: str | os.PathLike, reading: audio.Reading = audio.DEFAULT) -> "SpeakerEncoder":
         """Loads the encoder in `path`; `sdpn_jax.weights.load.load_network` says what that may be and what is raised.
+
+        reading: which channel of recordings is taken (default: the mean of all), and how long they may be.
 
         No setting of JAX is touched. With the variable JAX_COMPILATION_CACHE_DIR set to a folder, JAX keeps what it has
         compiled there, and the first embedding of the next process comes sooner.
         """
-        return cls(*load_network(path))
+        return cls(*load_network(path), reading)
 
     def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
         """Embeds one recording, float32 [D], or a list of N recordings, [N, D].
 
         A recording is a file (WAV, FLAC, OGG, MP3, M4A...), or samples, float in [-1, 1] or int16, with their rate.
-        Channels are averaged; any rate will do. Raises UserError, naming the recording, when one cannot be used.
+        Channels are averaged unless `reading` names one; any rate will do. Raises UserError, naming the recording, when
+        one cannot be used.
         """
         if isinstance(recordings, (str, os.PathLike, tuple)):
             one: Any = recordings  # a tuple is samples and their rate, not two recordings
-            return self.embed_log_mels([features.log_mel(_waveform(one, 0))])[0]
-        return self.embed_log_mels([features.log_mel(_waveform(x, place)) for place, x in enumerate(recordings)])
+            return self.embed_log_mels([features.log_mel(_waveform(one, 0, self._reading))])[0]
+        waveforms = (_waveform(x, place, self._reading) for place, x in enumerate(recordings))
+        return self.embed_log_mels([features.log_mel(waveform) for waveform in waveforms])
 
     def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
         """Embeds N log-mels [T, F], as features.log_mel makes them: float32 [N, D]."""
@@ -89,11 +101,14 @@ class SpeakerEncoder:
         return self.embed(x)
 
 
-def _waveform(recording: Recording, place: int) -> np.ndarray:
-    """Its samples at 16 kHz, float32 [N]."""
+def _waveform(recording: Recording, place: int, reading: audio.Reading) -> np.ndarray:
+    """Its samples at 16 kHz, float32 [N]; what may spoil its embedding is said in the log."""
     try:
         if not isinstance(recording, tuple):
-            return audio.read_audio(recording)
+            waveform = audio.read_audio(recording, reading)
+            if hints := audio.hints_of(waveform):
+                logging.warning("%s: %s; its embedding may be worse", recording, ", ".join(hints))
+            return waveform
         samples, rate = recording
         samples = np.asarray(samples)
         if samples.ndim not in (1, 2) or not rate > 0:
@@ -102,7 +117,7 @@ def _waveform(recording: Recording, place: int) -> np.ndarray:
             samples = samples / np.float32(32768)
         if samples.dtype.kind != "f":
             raise audio.AudioError(f"samples of type {samples.dtype}; wanted is float in [-1, 1], or int16")
-        return audio.at_16_khz(samples.astype(np.float32).reshape(len(samples), -1), rate)
+        return audio.at_16_khz(samples.astype(np.float32).reshape(len(samples), -1), rate, reading.channel)
     except audio.AudioError as error:
         name = f"recording {place}" if isinstance(recording, tuple) else str(recording)
         raise UserError(f"{name}: {error}") from None

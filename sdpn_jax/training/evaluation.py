@@ -13,7 +13,7 @@ from sdpn_jax.eval import scoring
 from sdpn_jax.eval.metrics import crop_retrieval
 from sdpn_jax.eval.trials import read_trials, trial_rows
 from sdpn_jax.models.network import Network
-from sdpn_jax.speaker.corpus import embed_in_turn, read_features
+from sdpn_jax.speaker.corpus import Notes, embed_in_turn, read_features
 from sdpn_jax.speaker.embedder import Embedder
 
 FRAMES_KEPT = 2**22  # of log-mels between evaluations: 1.25 GiB, 11.6 hours of speech
@@ -39,9 +39,8 @@ class Evaluator:
         self._recordings, self._ids = recordings, []
         self._kept: list[np.ndarray] | None = []  # log-mels; None: they are too many, and read anew each time
         if self._trials:
-            skipped: list[tuple[str, str]] = []
-            frames = 0
-            for utterance_id, log_mel in read_features(recordings, skipped):
+            notes, frames = Notes(), 0
+            for utterance_id, log_mel in read_features(recordings, notes):
                 self._ids.append(utterance_id)
                 frames += len(log_mel)
                 if self._kept is not None and frames <= FRAMES_KEPT:
@@ -51,7 +50,7 @@ class Evaluator:
             for trials in self._trials.values():
                 trials.known_labels()
                 trial_rows(self._ids, trials)
-            logging.info("evaluation on %d utterances, %d files skipped", len(self._ids), len(skipped))
+            logging.info("evaluation on %d utterances, %d files skipped", len(self._ids), len(notes.skipped))
         if crops:
             logging.info("crop retrieval on %d crops of %d utterances", len(crops[0]), len(np.unique(crops[1])))
 
@@ -85,7 +84,7 @@ class Evaluator:
         ids: list[str] = []
 
         def read() -> Iterator[np.ndarray]:
-            for utterance_id, log_mel in read_features(self._recordings, []):
+            for utterance_id, log_mel in read_features(self._recordings, Notes()):
                 ids.append(utterance_id)
                 yield log_mel
 

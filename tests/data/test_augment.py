@@ -1,6 +1,8 @@
 """The distribution of noise and reverberation, measured."""
 
+import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,3 +132,22 @@ def test_colour_of_noise(exponent):
     band = (frequency > 50) & (frequency < 4000)
     slope = np.polyfit(np.log(frequency[band]), np.log(power[band]), 1)[0]
     assert slope == pytest.approx(-exponent, abs=0.1)
+
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+def test_types_of_noise_are_found_below_the_folder(caplog):
+    """One folder too high, speech and music are not taken for noise."""
+    caplog.set_level(logging.INFO)
+    sources = augment.find_sources(CASES / "musan_nested" / "musan_parent", None)
+    assert {kind: [path.name for path in files] for kind, files in sources.noises.items()} == {
+        "noise": ["noise-0.wav"], "speech": ["speech-0.wav"], "music": ["music-0.wav"]
+    }  # fmt: skip
+    assert "1 files of noise, 1 files of speech, 1 files of music" in caplog.text
+
+
+def test_the_name_of_a_corpus_of_rooms_is_no_noise():
+    for folder in ("rirs_parent", "rirs_parent/RIRS_NOISES"):
+        sources = augment.find_sources(None, CASES / "rirs_nested" / folder)
+        assert [path.name for path in sources.rirs] == ["Room001-00001.wav"]

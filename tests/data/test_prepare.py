@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sdpn_jax.data import audio, estimate, features, prepare, records
+from sdpn_jax.data import audio, estimate, features, prepare, recordings, records
 from sdpn_jax.data.shards import open_shards, read_metadata, read_shard
 from sdpn_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def test_the_seed_changes_the_augmented_versions_alone(prepared, corpus, tmp_pat
 
 def test_plan_bounds_the_shards(tmp_path):
     def sizes(count):
-        names = [(str(i), tmp_path) for i in range(count)]
+        names = [audio.Cut(str(i), tmp_path) for i in range(count)]
         return [len(shard.utterances) for shard in prepare.plan(names, tmp_path)]
 
     assert sizes(1) == [1]
@@ -226,7 +226,7 @@ def in_session(pid: int, leader: int) -> bool:
 
 def test_the_estimate_writes_nothing(corpus, monkeypatch):
     monkeypatch.setattr(estimate, "ESTIMATE_SECONDS", 0.1)
-    said = estimate.estimate(audio.find_utterances(corpus), prepare.make_recipe(None, None, 1, 0), workers=2)
+    said = estimate.estimate(recordings.find_utterances(corpus), prepare.make_recipe(None, None, 1, 0), workers=2)
     assert "20 files" in said
     assert "2 unreadable" in said
     assert "2 versions of each" in said

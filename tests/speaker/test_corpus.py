@@ -70,11 +70,11 @@ def test_after_a_kill_complete_parts_are_kept(recordings, tmp_path, monkeypatch)
     run(recordings, tmp_path / "whole.npz")
     embedded, part_of = [], corpus.embed_part
 
-    def killed_at_third(embed, part, progress):
+    def killed_at_third(embed, part, *rest):
         embedded.append(part)
         if len(embedded) == 3:
             raise KeyboardInterrupt
-        return part_of(embed, part, progress)
+        return part_of(embed, part, *rest)
 
     monkeypatch.setattr(corpus, "embed_part", killed_at_third)
     with pytest.raises(KeyboardInterrupt):
@@ -118,9 +118,41 @@ def test_nothing_readable(recordings, tmp_path):
 def test_results_that_wait_are_bounded(monkeypatch):
     monkeypatch.setattr(corpus.joblib, "cpu_count", lambda: 2)
     made = []
-    results = corpus._ahead(lambda length: made.append(length) or np.zeros((length, 80)), [300] * 20, 1000)
+    results = corpus._ahead(
+        lambda length: made.append(length) or corpus.Heard(np.zeros((length, 80)), []), [300] * 20, 1000
+    )
     for taken, result in enumerate(results, 1):
-        assert len(result) == 300
+        assert len(result.log_mel) == 300
         time.sleep(0.01)  # so that whatever may be worked on ahead is finished
         assert len(made) - taken <= 1000 // 300 + 1 + 2
     assert len(made) == 20
+
+
+def test_kaldi_archives_and_parquet_tables(tmp_path):
+    kaldiio, parquet = pytest.importorskip("kaldiio"), pytest.importorskip("pyarrow.parquet")
+    embeddings, seconds = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32), np.array([1.0, 2.5])
+    ids = ["a/é.wav", "b.wav"]
+    corpus.write_embeddings(tmp_path / "x.ark", ids, embeddings, seconds)
+    read = kaldiio.load_scp(str(tmp_path / "x.scp"))
+    assert list(read) == ids
+    np.testing.assert_array_equal([read[name] for name in ids], embeddings)
+    corpus.write_embeddings(tmp_path / "x.parquet", ids, embeddings, seconds)
+    table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
+    assert table["id"] == ids and table["seconds"] == seconds.tolist()
+    np.testing.assert_array_equal(np.asarray(table["embedding"], np.float32), embeddings)
+
+
+@pytest.mark.parametrize("name, bad", [("x.ark", "a b"), ("x.parquet", "\udce9"), ("folder", "a\nb")])
+def test_ids_that_a_format_cannot_hold(tmp_path, name, bad):
+    with pytest.raises(UserError, match="cannot stand in .*: write --format=npz"):
+        corpus.write_embeddings(tmp_path / name, [bad], np.ones((1, 2)), np.ones(1))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.ark", "folder"])
+def test_ids_of_any_bytes_are_written(tmp_path, name):
+    corpus.write_embeddings(tmp_path / name, ["caf\udce9"], np.ones((1, 2)), np.ones(1))
+    if name == "x.npz":
+        assert np.load(tmp_path / name)["ids"].tolist() == ["caf\udce9"]
+    else:
+        path = tmp_path / ("x.scp" if name == "x.ark" else "folder/ids.txt")
+        assert path.read_bytes().startswith(b"caf\xe9")
