@@ -5,6 +5,7 @@ Buckets are reached through fsspec, by the extras `gcs` and `s3`. What libraries
 """
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
@@ -13,6 +14,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -90,8 +92,19 @@ def patiently(path: str | os.PathLike, work: Callable[[], Result]) -> Result:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """Reads a whole file."""
+    """Reads a whole file; UserError for a pipe or a device."""
+    check_is_file(path)
     return patiently(path, place(path).read_bytes)
+
+
+def check_is_file(path: str | os.PathLike) -> None:
+    """Raises UserError for a pipe, which would be waited for, and for a device, which has no end."""
+    source = place(path)
+    if isinstance(source, Path):
+        with contextlib.suppress(OSError, ValueError):  # what reads it will say what is wrong
+            mode = source.stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{source} is no file, but a pipe or a device: write to a file what is to be read")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -100,8 +113,13 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Tells whether there is a file or folder."""
-    return patiently(path, place(path).exists)
+    """Tells whether there is a file or folder; no name that the system cannot hold is one."""
+    try:
+        return patiently(path, place(path).exists)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -273,10 +291,11 @@ def download_folder(path: str | os.PathLike, target: Path) -> None:
 def local(path: str | os.PathLike) -> Path:
     """Returns a file where libraries can open it: itself, or a copy of what a bucket holds now.
 
-    Raises FileNotFoundError when the bucket holds no such file, and UserError as `cached` does.
+    Raises FileNotFoundError when the bucket holds no such file, and UserError as `check_is_file` and `cached` do.
     """
     source = place(path)
     if isinstance(source, Path):
+        check_is_file(source)
         return source
     about = stamp(path)
     if about is None:

@@ -125,3 +125,11 @@ def test_a_bucket(store, tmp_path):
     environment = {**os.environ, **store, "SDPN_JAX_CACHE": str(tmp_path / "cache"), "SDPN_JAX_CACHE_GB": "1e-6"}
     done = subprocess.run([sys.executable, "-c", STEPS], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        for read in (storage.read_bytes, storage.read_text, storage.local):
+            with pytest.raises(UserError, match="is no file, but a pipe or a device"):
+                read(path)
