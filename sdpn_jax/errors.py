@@ -41,6 +41,12 @@ def printable(text: str) -> str:
     return "\n".join(map(one_line, text.split("\n")))
 
 
+def shown(text: object, most: int = 100) -> str:
+    """Writes what a file says so that a message can hold it: ASCII without control characters, at most `most` long."""
+    told = str(text)[: most + 1].encode("unicode_escape").decode("ascii")
+    return told if len(told) <= most else f"{told[:most]}..."
+
+
 def returns_exit_code(command: Callable) -> Callable[..., int]:
     """Makes a command return an exit code whatever happens in it.
 
