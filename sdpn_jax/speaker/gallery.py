@@ -1,7 +1,7 @@
 """Named speakers in a small .npz file: who is enrolled, and who of them a recording sounds like."""
 
 import os
-import zipfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from sdpn_jax import storage
-from sdpn_jax.errors import UserError
+from sdpn_jax.arrays import read_npz
+from sdpn_jax.errors import UserError, shown
 from sdpn_jax.vectors import cosine, unit
+
+MOST_RECORDINGS = 2**48  # of one speaker
 
 
 @dataclass
@@ -26,8 +29,11 @@ class Gallery:
     model: str
 
     def enrol(self, name: str, embeddings: Float[np.ndarray, "M D"]) -> None:
-        """Adds recordings [M, D] of a speaker, who may be there already."""
+        """Adds recordings [M, D] of a speaker, who may be there already; UserError if D or the name will not do."""
         units = unit(embeddings)
+        if not is_name(name):
+            raise UserError(f"the name '{shown(name)}' holds control characters: choose another")
+        self._check_dimension(units.shape[1])
         if name not in self.names:
             self.names.append(name)
             self.sums = np.concatenate([self.sums.reshape(-1, units.shape[1]), np.zeros((1, units.shape[1]))])
@@ -37,10 +43,19 @@ class Gallery:
         self.counts[row] += len(units)
 
     def scores(self, embedding: Float[np.ndarray, " D"]) -> list[tuple[str, float]]:
-        """Ranks (name, cosine with the mean of the speaker's embeddings), the most alike first."""
+        """Ranks (name, cosine with the mean of the speaker's embeddings), the most alike first.
+
+        Raises UserError for another D.
+        """
+        self._check_dimension(len(embedding))
         cosines = np.asarray(cosine(self.sums, embedding))
         order = np.argsort(-cosines, kind="stable")
         return [(self.names[row], float(cosines[row])) for row in order]
+
+    def _check_dimension(self, dimension: int) -> None:
+        if self.names and self.sums.shape[1] != dimension:
+            held = self.sums.shape[1]
+            raise UserError(f"the gallery holds embeddings of {held} numbers, the model makes {dimension}: enrol again")
 
 
 def identify(
@@ -66,21 +81,42 @@ def new(model: str) -> Gallery:
 
 def read(path: str | os.PathLike, model: str) -> Gallery:
     """Reads a gallery; UserError if it is none, or was made with a model of another fingerprint."""
-    try:
-        with np.load(storage.local(path), allow_pickle=False) as archive:
-            names, sums, counts, theirs = (archive[key] for key in ("names", "sums", "counts", "model"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the gallery ({error.strerror or 'not a NumPy file'})") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is not a gallery: make one with `sdpn enrol`") from None
-    if str(theirs) != model:
+    arrays = read_npz(path, "a gallery")
+    if wrong := _fault_of(arrays):
+        raise UserError(f"{path} is not a gallery ({wrong}): make one with `sdpn enrol`")
+    if str(arrays["model"]) != model:
         raise UserError(f"{path} was made with another model: embeddings of two models cannot be compared; enrol again")
-    return Gallery(names.tolist(), sums, counts, model)
+    return Gallery(arrays["names"].tolist(), arrays["sums"], arrays["counts"], model)
+
+
+def _fault_of(arrays: dict[str, np.ndarray]) -> str | None:
+    """Says what is wrong with the arrays of a gallery; None where nothing is."""
+    if {*arrays} != {"names", "sums", "counts", "model"}:
+        return "wanted are names, sums, counts and model"
+    names, sums, counts = arrays["names"], arrays["sums"], arrays["counts"]
+    if names.dtype.kind != "U" or names.ndim != 1 or arrays["model"].dtype.kind != "U" or arrays["model"].ndim:
+        return "names or model are no texts"
+    if not all(map(is_name, names.tolist())) or len({*names.tolist()}) < len(names):
+        return "a name that is there twice, or holds control characters"
+    if sums.dtype != np.float64 or sums.ndim != 2 or counts.dtype.kind != "i" or counts.ndim != 1:
+        return "sums or counts are of another type or shape"
+    if not len(names) == len(sums) == len(counts):
+        return f"{len(names)} names, {len(sums)} sums and {len(counts)} counts"
+    if not ((counts >= 1) & (counts <= MOST_RECORDINGS)).all():
+        return "a count below 1, or too high"
+    if not (np.abs(sums) <= 1.001 * counts[:, None]).all():  # NaN is not, either
+        return "a sum that the recordings cannot have"
+    return None
+
+
+def is_name(name: str) -> bool:
+    """Tells whether a text may be a speaker's name: control characters and halves of characters may not."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def write(path: str | os.PathLike, gallery: Gallery) -> None:
     """Writes a gallery, complete or not at all."""
     path = storage.place(path)
     storage.make_folder(path.parent)
-    names, model = np.asarray(gallery.names), np.asarray(gallery.model)
+    names, model = np.asarray(gallery.names, str), np.asarray(gallery.model)
     storage.write_npz(path, names=names, sums=gallery.sums, counts=gallery.counts, model=model)

@@ -1,39 +1,52 @@
 """A training run's network as a folder to keep and share, with what people want to know of it in its model card."""
 
-import json
 import os
 from pathlib import Path
 
 from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
-from sdpn_jax.weights import model_folder, run
+from sdpn_jax.weights import checks, model_folder, run
+
+MOST_RESULTS = 16 << 20  # bytes
+MOST_TEXT = 300  # characters of a name on the card
 
 
 def read_results(path: str | os.PathLike) -> dict:
     """Reads the results.json of a scored list with labels; UserError if it is none."""
     try:
-        results = json.loads(storage.read_text(path))
-        return {key: results[key] for key in ("eer_percent", "threshold_at_eer", "trials", "trials_file")}
+        content = checks.read_json(path, MOST_RESULTS)
+        results = {key: content[key] for key in ("eer_percent", "threshold_at_eer", "trials", "trials_file")}
     except OSError as error:
         raise UserError(f"cannot read --results={path} ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--results={path} is not the results.json of a scored list with labels") from None
+    right = {
+        "eer_percent": checks.is_number(results["eer_percent"], 0, 100),
+        "threshold_at_eer": checks.is_cosine(results["threshold_at_eer"]),
+        "trials": type(results["trials"]) is int and 0 < results["trials"] < 2**63,
+        "trials_file": type(results["trials_file"]) is str,
+    }
+    if wrong := [name for name in right if not right[name]]:
+        raise UserError(f"--results={path}: {wrong[0]} is not what `sdpn score` writes: score the list again")
+    return results
 
 
 def facts(config: dict, history: list[dict], which: str, step: int, results: dict | None) -> dict[str, str]:
     """Collects what people want to know about a model; history: as `run.read_history` gives it."""
     about = {"weights": f"{which}, step {step:,}"}
     if "converted_from" in config:
-        about["converted from"] = f"{config['converted_from']}, a checkpoint of the released PyTorch code"
+        about["converted from"] = f"{_line(config['converted_from'])}, a checkpoint of the released PyTorch code"
     else:
+        if missing := [name for name in ("batch_size", "data_dir") if name not in config]:
+            raise UserError(f"the {run.CONFIG} of this run has no {missing[0]}: put back the one it was started with")
         about["weights"] += f" of batches of {config['batch_size']}"
         about["trained on"] = source_of(config["data_dir"])
         if origins := [entry["origin"] for entry in history if "origin" in entry]:
             about["begun from"] = described(origins[0])
     if results:
         about["equal error rate"] = (
-            f"{results['eer_percent']:.2f} % on {results['trials']:,} trials of {Path(results['trials_file']).name}"
+            f"{results['eer_percent']:.2f} % on {results['trials']:,} trials of {_line(Path(results['trials_file']).name)}"
         )
         about["threshold there"] = f"cosine {results['threshold_at_eer']:.4f}"
     return about
@@ -41,12 +54,19 @@ def facts(config: dict, history: list[dict], which: str, step: int, results: dic
 
 def described(origin: dict) -> str:
     """Says in words what weights a run began from, and what those began from."""
+    source = f"{_line(origin.get('source', ''))} (fingerprint {_line(origin.get('fingerprint', 'unknown'))[:12]})"
     if "step" not in origin:
-        return f"{origin['source']} (fingerprint {origin['fingerprint'][:12]})"
+        return source
     earlier = [described(entry["origin"]) for entry in origin.get("history", []) if "origin" in entry]
-    networks = "student and teacher" if origin["networks"] == "both" else "teacher"
-    of = f"the {networks} of step {origin['step']:,} of {origin['source']} (fingerprint {origin['fingerprint'][:12]})"
-    return of + (f", itself begun from {earlier[0]}" if earlier else "")
+    networks = "student and teacher" if origin.get("networks") == "both" else "teacher"
+    return f"the {networks} of step {origin['step']:,} of {source}" + (
+        f", itself begun from {earlier[0]}" if earlier else ""
+    )
+
+
+def _line(text: str) -> str:
+    """Writes a text so that it stays within its line of the card."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:MOST_TEXT])
 
 
 def source_of(data_dir: str) -> str:

@@ -9,15 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from sdpn_jax import storage
 from sdpn_jax.data import features
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.weights import checks, sdpn_names
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+MODEL_TYPE, FIELDS = "sdpn_jax", ("model_type", "model", "features", "threshold", "about")
+MOST_HEADER = 4 << 20  # bytes of a .safetensors file before its numbers; a model's has 40,000
 CARD_TEXT = """---
 license: {license}
 tags: [speaker-verification, speaker-embedding, self-supervised, jax]
@@ -54,7 +56,7 @@ def write_model(
     folder = storage.make_folder(folder)
     flat = {name: np.asarray(value) for name, value in flatten_dict(jax.device_get(variables), sep="/").items()}
     config = {
-        "model_type": "sdpn_jax",
+        "model_type": MODEL_TYPE,
         "model": dict(model),
         "features": dataclasses.asdict(features.DEFAULT),
         "threshold": threshold,
@@ -82,26 +84,67 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 
 def read_arrays(path: storage.Place) -> dict[str, np.ndarray]:
-    """Reads {name: array} of a .safetensors file; UserError if it is none or damaged."""
+    """Reads {name: array} of a .safetensors file, weights in float32; UserError if it is none, damaged or not finite.
+
+    Beside weights it may hold PyTorch's counts of batches, which stay as they are.
+    """
     try:
-        return load_file(storage.local(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); export the model again") from None
+        local = storage.local(path)
+        with local.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        arrays = load_file(local)
+    except Exception as error:  # the library raises a handful of kinds for random bytes
+        why = error.strerror if isinstance(error, OSError) and error.strerror else shown(error)
+        raise UserError(f"{path} cannot be read ({why}); export the model again") from None
+    for name, array in arrays.items():
+        if not name.endswith(sdpn_names.COUNT):
+            arrays[name] = checks.check_weights(name, array, str(path)).astype(np.float32, copy=False)
+    return arrays
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Reads the config.json of a model folder, all of it checked; UserError, which names the field, if one is wrong."""
+    path = storage.place(folder) / CONFIG
+    try:
+        config = checks.read_json(path)
+        check_config(config)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); export the model again") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not the config of a model of this package ({error}); export the model again"
+        ) from None
+    ours = dataclasses.asdict(features.DEFAULT)
+    if config["features"] != ours:
+        differing = [name for name, value in ours.items() if config["features"].get(name) != value]
+        raise UserError(f"{path}: the model needs other features than this package makes, in {', '.join(differing)}")
+    return config
+
+
+def check_config(config: Any) -> None:
+    """Raises ValueError, which names the field, if a config is not as `write_model` writes them."""
+    checks.check_fields(config, FIELDS, "the file")
+    missing = [name for name in FIELDS if name not in config]
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
+    if config["model_type"] != MODEL_TYPE:
+        raise ValueError(f"model_type is not '{MODEL_TYPE}'")
+    checks.check_sizes(config["model"])
+    checks.check_fields(config["features"], dataclasses.asdict(features.DEFAULT), "features")
+    if config["threshold"] is not None and not checks.is_cosine(config["threshold"]):
+        raise ValueError("threshold is neither null nor a number from -1 to 1")
+    about = config["about"]
+    if type(about) is not dict or not all(type(fact) in (str, int, float) for fact in about.values()):
+        raise ValueError("about is no object of texts and numbers")
 
 
 def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     """Reads (network, variables, content of config.json) of a model folder; UserError if something does not fit."""
     folder = storage.place(folder)
-    try:
-        config = json.loads(storage.read_text(folder / CONFIG))
-        network = network_of(config["model"])
-        theirs = config["features"]
-    except OSError as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); export the model again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG} is not the config of a model of this package ({error})") from None
-    if theirs != dataclasses.asdict(features.DEFAULT):
-        raise UserError(f"{folder / CONFIG}: the model needs features {theirs}, this package makes {features.DEFAULT}")
+    config = read_config(folder)
+    network = network_of(config["model"])
     flat = read_arrays(folder / WEIGHTS)
     wanted: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
     wrong = sorted(
@@ -110,6 +153,6 @@ def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     if wrong:
         raise UserError(
             f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: {len(wrong)} arrays are missing, "
-            f"unknown or of another shape, first {wrong[0]}"
+            f"unknown or of another shape, first {shown(wrong[0])}"
         )
     return network, unflatten_dict(flat, sep="/"), config

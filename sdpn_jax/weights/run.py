@@ -1,6 +1,5 @@
 """A training run as others read it: its config.json and the networks in its checkpoints. Reading writes nothing."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -14,9 +13,14 @@ from absl import logging
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.weights import checks
 from sdpn_jax.weights.bucket import BucketCheckpoints, complete_steps
 
 CONFIG, CHECKPOINTS, HISTORY = "config.json", "checkpoints", "history.json"
+FIELDS = {"model": dict, "num_prototypes": int, "batch_size": int, "seed": int, "data_dir": str, "converted_from": str}
+KINDS = {dict: "object", int: "whole number", str: "text"}
+ORIGIN = ("source", "networks", "fingerprint")
+MOST_HISTORY, MOST_ORIGINS = 16 << 20, 50  # bytes, and runs that began from each other
 DAMAGED = (ValueError, KeyError, TypeError, FileNotFoundError)  # what Orbax raises for files cut, garbled or missing
 OUT_OF_REACH = (OSError, RuntimeError, MemoryError)  # of which JAX's errors are a kind: out of memory, a lost host
 # How TensorStore begins the ValueError of a file system that does not answer.
@@ -33,27 +37,58 @@ UNCHANGED = "nothing was changed. Run the same command again when storage and me
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
-    """Reads the config that the run in this workdir was started with; None if there is no run."""
+    """Reads the config that the run in this workdir was started with; None if there is no run.
+
+    Raises UserError for a file that is damaged, or has a field of another kind than `FIELDS` says.
+    """
     path = storage.place(workdir) / CONFIG
     try:
-        config = json.loads(storage.read_text(path)) if storage.exists(path) else None
+        config = checks.read_json(path) if storage.exists(path) else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): put back the config.json of this run") from error
     if config is not None and not isinstance(config, dict):
         raise UserError(f"{path} is not the config of a training run")
+    for name, kind in FIELDS.items():
+        value = (config or {}).get(name, kind())
+        if type(value) is not kind or (kind is int and not 0 <= value < 2**63):
+            raise UserError(f"{path} is not the config of a training run: {name} is no {KINDS[kind]}")
     return config
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads how a run came to be, oldest first; see training/history.py. Empty for runs of earlier versions."""
+    """Reads how a run came to be, oldest first; see training/history.py. Empty for runs of earlier versions.
+
+    Raises UserError for a file that is damaged.
+    """
     path = storage.place(workdir) / HISTORY
     try:
-        entries = json.loads(storage.read_text(path)) if storage.exists(path) else []
-        if not all(isinstance(entry["step"], int) for entry in entries):
-            raise ValueError("a step is no number")
-    except (ValueError, KeyError, TypeError) as error:
+        entries = checks.read_json(path, MOST_HISTORY) if storage.exists(path) else []
+        _check_entries(entries, 0)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the run forgets how it came to be") from error
     return entries
+
+
+def _check_entries(entries: Any, depth: int) -> None:
+    """Raises ValueError for a history of another form than training/history.py writes."""
+    if type(entries) is not list or depth > MOST_ORIGINS:
+        raise ValueError("it is no list of entries")
+    for entry in entries:
+        if type(entry) is not dict or not _is_step(entry.get("step")):
+            raise ValueError("an entry's step is no number")
+        if type(entry.get("data", "")) is not str or type(entry.get("schedule", {})) is not dict:
+            raise ValueError("an entry's data is no text, or its schedule no object")
+        origin = entry.get("origin", {})
+        if type(origin) is not dict or not all(type(origin.get(name, "")) is str for name in ORIGIN):
+            raise ValueError(f"an entry's origin has no texts {', '.join(ORIGIN)}")
+        if "step" in origin:  # of another run, which has a history of its own
+            if not _is_step(origin["step"]):
+                raise ValueError("an origin's step is no number")
+            _check_entries(origin.get("history", []), depth + 1)
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def steps_of(workdir: str | os.PathLike) -> list[int]:
@@ -160,10 +195,11 @@ def read_network(
     if config is None:
         raise UserError(f"no training run in {workdir} ({CONFIG} is missing): give the --workdir of `sdpn train`")
     try:
-        network = network_of(config["model"] | {"dtype": "float32", "remat": False})
-        seed = config.get("seed", 0)  # converted weights have none
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{storage.place(workdir) / CONFIG} is not the config of a training run ({error!r})") from error
+        sizes = config.get("model", {}) | {"dtype": "float32", "remat": False}
+        checks.check_sizes(sizes)
+    except ValueError as error:
+        raise UserError(f"{storage.place(workdir) / CONFIG} is not the config of a training run ({error})") from error
+    network, seed = network_of(sizes), config.get("seed", 0)  # converted weights have no seed
     if which == "untrained":
         return network, initial_variables(network, seed), 0
     folder = storage.place(workdir) / CHECKPOINTS

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network, initial_variables, network_of
-from sdpn_jax.weights import torch_file
+from sdpn_jax.weights import checks, torch_file
 
 MODULES = [  # ours, theirs, in this order
     (r"(?<=\.)(conv|norm)\.$", r"\1.\1."),
@@ -76,17 +76,20 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
     """Converts the released {name: array} to (sizes of Network, variables {"params", "batch_stats"} in NumPy).
 
     Arrays keep their type. With `sizes` the network must have these. Raises UserError, which calls the state `source`,
-    when names are missing or unknown, or arrays have another shape.
+    when names are missing or unknown, arrays have another shape, or numbers are not finite.
     """
     state = without_prefix(state)
     sizes = sizes or network_sizes(state)
-    if any(channels % 8 for channels in sizes["channels"][1:-1]):
-        raise UserError(f"{source} has blocks of {sizes['channels'][1:-1]} channels, where multiples of 8 are needed")
+    try:
+        checks.check_sizes(sizes)
+    except ValueError as error:
+        raise UserError(f"{source} holds no network that can be built: {error}") from None
     ours: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
     names = {released_name(path): path for path in ours}
     shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
     _check_names(state, shapes, source)
-    return sizes, unflatten_dict({path: _layout(path, np.asarray(state[name])) for name, path in names.items()})
+    arrays = {path: checks.check_weights(name, np.asarray(state[name]), source) for name, path in names.items()}
+    return sizes, unflatten_dict({path: _layout(path, array) for path, array in arrays.items()})
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray]:
@@ -108,10 +111,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarr
         sizes, student = from_released(contents["student"], f"the student of {path}")
         _, teacher = from_released(contents["teacher"], f"the teacher of {path}", sizes)
         prototypes = contents["prototypes"]
-        shape = getattr(prototypes, "shape", ())
+        shape = prototypes.shape if isinstance(prototypes, torch_file.Tensor) else ()
         if len(shape) != 2 or shape[1] != sizes["projection_size"]:
             raise UserError(f"the prototypes of {path} are {shape}, not (any number, {sizes['projection_size']})")
-        return sizes, student, teacher, np.asarray(prototypes)
+        return sizes, student, teacher, checks.check_weights("prototypes", np.asarray(prototypes), str(path))
 
 
 def _check_state(state, source: str) -> None:
@@ -119,7 +122,7 @@ def _check_state(state, source: str) -> None:
         raise UserError(f"{source} is no state dictionary: give a checkpoint of the released training script")
     other = [str(name) for name, value in state.items() if not isinstance(value, torch_file.Tensor)]
     if other:
-        raise UserError(f"{source} has {len(other)} entries that are no tensors, such as {other[0]}")
+        raise UserError(f"{source} has {len(other)} entries that are no tensors, such as {shown(other[0])}")
 
 
 def to_released(variables: dict, step: int = 0) -> dict[str, np.ndarray]:
@@ -156,4 +159,4 @@ def _check_names(state: Mapping, expected: dict[str, tuple], source: str) -> Non
 
 def first_of(names: list[str], count: int = 3) -> str:
     """Shows the first names, for an error that must stay one line."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    return ", ".join(map(shown, names[:count])) + (", ..." if len(names) > count else "")
