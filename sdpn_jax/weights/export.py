@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
 from sdpn_jax.weights import checks, model_folder, run
@@ -45,9 +44,8 @@ def facts(config: dict, history: list[dict], which: str, step: int, results: dic
         if origins := [entry["origin"] for entry in history if "origin" in entry]:
             about["begun from"] = described(origins[0])
     if results:
-        about["equal error rate"] = (
-            f"{results['eer_percent']:.2f} % on {results['trials']:,} trials of {_line(Path(results['trials_file']).name)}"
-        )
+        trials = f"{results['trials']:,} trials of {_line(Path(results['trials_file']).name)}"
+        about["equal error rate"] = f"{results['eer_percent']:.2f} % on {trials}"
         about["threshold there"] = f"cosine {results['threshold_at_eer']:.4f}"
     return about
 
@@ -59,9 +57,8 @@ def described(origin: dict) -> str:
         return source
     earlier = [described(entry["origin"]) for entry in origin.get("history", []) if "origin" in entry]
     networks = "student and teacher" if origin.get("networks") == "both" else "teacher"
-    return f"the {networks} of step {origin['step']:,} of {source}" + (
-        f", itself begun from {earlier[0]}" if earlier else ""
-    )
+    of = f"the {networks} of step {origin['step']:,} of {source}"
+    return of + (f", itself begun from {earlier[0]}" if earlier else "")
 
 
 def _line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Reads the pickle of a checkpoint: an interpreter of the instructions that `torch.save` writes, and of no others.
 
 Python's own runs what a pickle asks for, hashes, compares and prints what it holds, and nests as deep as it wants to.
-This one makes dictionaries, lists, tuples, texts and numbers; imports, calls and storages are for a subclass to understand.
+This one makes dictionaries, lists, tuples, texts and numbers; imports, calls and storages are for a subclass to know.
 """
 
 import pickletools
@@ -45,9 +45,10 @@ class Interpreter:
         self._closed: set[int] = set()  # containers inside others, which change no more: none can come to hold itself
 
     def run(self, data: bytes) -> Any:
-        """Returns the value that a pickle builds; raises ValueError, or what pickletools raises, for any other bytes."""
+        """Returns the value that a pickle builds; raises ValueError, or what pickletools raises, for other bytes."""
         if len(data) > MOST_BYTES:
             raise ValueError(f"a pickle of {len(data)} bytes")
+        argument: Any
         for count, (instruction, argument, _) in enumerate(pickletools.genops(data)):
             if count >= MOST_INSTRUCTIONS:
                 raise ValueError(f"a pickle of more than {MOST_INSTRUCTIONS} instructions")
@@ -186,6 +187,8 @@ class Interpreter:
         """Notes that a container holds these items."""
         inside = [id(item) for item in items if type(item) in (dict, list, tuple)]
         self._closed.update(inside)
+        if id(container) in self._closed:
+            raise ValueError("a container that holds itself")
         depth = max([self._depths[id(container)], *(1 + self._depths[each] for each in inside)])
         if depth > MOST_DEPTH:
             raise ValueError(f"containers in each other, more than {MOST_DEPTH} deep")

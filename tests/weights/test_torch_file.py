@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_files
+from mutations import mutated
 
+from sdpn_jax import arrays
 from sdpn_jax.errors import UserError
-from sdpn_jax.weights.torch_file import opened
+from sdpn_jax.weights import pickled
+from sdpn_jax.weights.torch_file import Tensor, opened
 
 RNG = np.random.default_rng(0)
 
@@ -206,3 +209,175 @@ def test_other_files(tmp_path):
     assert "data.pkl" in refused(tmp_path / "a.npz")
     torch_files.write(path, [1, 2])
     assert "list" in refused(path)
+
+
+def with_pickle(path, body: bytes, more: dict | None = None) -> str:
+    """The line with which a file of this pickle is refused."""
+    torch_files.write(path, body, more=more)
+    return refused(path)
+
+
+def shared(levels: int) -> bytes:
+    """The instructions for pairs of one pair, and so on: to look at every element takes 2 ** levels steps."""
+    return b")" + b"".join(bytes([ord("q"), i, ord("h"), i, 0x86]) for i in range(levels))
+
+
+def item(key: bytes, value: bytes = b"N") -> bytes:
+    return b"}" + key + value + b"s"
+
+
+A = b"X\x01\0\0\0a"  # the text "a"
+PICKLES = {
+    "100 deep": [
+        item(A, b")" + b"\x85" * 200_000),
+        item(A, b"]" * 200 + b"a" * 199),
+        item(A, (b"}" + A) * 200 + b"N" + b"s" * 200),
+    ],
+    "key that is a": [
+        item(b")"),
+        item(b")" + b"\x85" * 50),
+        item(shared(60)),
+        item(b"]"),
+        item(b"ctorch\nFloatStorage\n"),
+        b"}(" + shared(60) + b"Nu",
+        b"(" + shared(60) + b"Nd",
+        item(b"\x8a\x09" + b"\1" * 9),  # of integers those beyond 64 bits
+    ],
+    "a storage that is not": [item(A, shared(60) + b"Q"), item(A, b"]Q")],
+    "no storage": [item(A, b"(" + shared(60) + b"N" * 4 + b"tQ"), item(A, b"(X\x07\0\0\0storage" + b"N" * 4 + b"tQ")],
+    "a call of a": [item(A, b")" + shared(60) + b"R"), item(A, b"ctorch\nSize\n]R")],
+    "arguments that are not its own": [
+        item(A, b"ccollections\nOrderedDict\n(" + shared(60) + b"tR"),
+        item(A, b"ctorch._utils\n_rebuild_parameter\n(" + shared(60) + b"tR"),
+        item(A, b"ctorch._utils\n_rebuild_tensor_v2\n)R"),
+        item(A, b"ctorch\nFloatStorage\n)R"),
+    ],
+    "no tensor": [item(A, b"ctorch._utils\n_rebuild_tensor_v2\n(" + shared(60) + b"K\0))tR")],
+    "remembered": [item(A, b"Nr\xff\xff\xff\x7f"), item(A, b"Np99999999999999\n"), item(A, b"h\x07")],
+    "holds itself": [b"]q\0h\0a", b"}q\0" + A + b"h\0s"],
+    "no complete": [item(A, b"]q\0") + A + b"h\0Nas", b"}q\0]h\0ah\0" + A + b"Ns", b"NNa", b"NNNs"],
+    "which PyTorch does not write": [
+        b"ctorch\nSize\n)\x81",
+        b"(ctorch\nSize\no",
+        b"\x8f(N\x90",
+        b"\x82\x01",
+        b"N2",
+        b"N0",
+        b"Pid\n",
+        b"\x8b\x01\0\0\0\1",
+    ],
+    "without a mark": [b"t", b"}u"],
+    "without a value": [b"", b"(Nu", b"N(a", b"\x85", b"b", b"Nb", b"R", b"q\0"],
+    "key without a value": [b"}(Nu"],
+    "name of an import": [b"NN\x93"],
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("told, body", [(told, body) for told, bodies in PICKLES.items() for body in bodies])
+def test_pickles_that_torch_save_never_writes(tmp_path, told, body):
+    """Each would crash Python's own reader, keep it busy for years, eat memory, or is none."""
+    assert told in with_pickle(tmp_path / "a.pth", body)
+
+
+@pytest.mark.timeout(30)
+def test_values_that_nobody_looks_at_may_be_shared(tmp_path):
+    torch_files.write(tmp_path / "a.pth", item(A, shared(60)) + shared(60) + b"b")
+    with opened(tmp_path / "a.pth") as contents:
+        assert len(contents["a"]) == 2
+
+
+def test_a_pickle_within_bounds(tmp_path, monkeypatch):
+    torch_files.write(tmp_path / "a.pth", {"a": [1] * 100})
+    for bound in ("MOST_BYTES", "MOST_INSTRUCTIONS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pickled, bound, 100)
+            assert "data.pkl" in refused(tmp_path / "a.pth")
+    assert with_pickle(tmp_path / "b.pth", item(A, b"X\xff\xff\xff\x7fa"))
+    assert with_pickle(tmp_path / "b.pth", item(A, b"\x8d" + b"\xff" * 7 + b"\x7fa"))
+
+
+def test_messages_hold_little_of_a_file(tmp_path):
+    name = b"os\x1b[31m" + b"m" * 100_000
+    told = with_pickle(tmp_path / "a.pth", b"c" + name + b"\nsystem\n)R")
+    assert len(told) < 500
+    assert told.isprintable()
+    assert "os\\x1b[31mmm" in told
+
+
+@pytest.mark.parametrize(
+    "size, key, told", [(10**9, "0", "cannot hold"), (-1, "0", "cannot hold"), (4, "../0", "number")]
+)
+def test_storages_that_cannot_be(tmp_path, size, key, told):
+    tensor = torch_files.tensor_of(key, "float32", size, 0, (4,), (1,), {})
+    assert told in with_pickle(tmp_path / "a.pth", item(A, tensor), {"0": np.zeros(4, np.float32)})
+
+
+def test_tensors_that_hold_more_than_the_file(tmp_path):
+    """One storage, many windows of all of it; and one of nothing, of huge sizes."""
+    base = np.zeros(10_000, np.float32)
+    torch_files.write(tmp_path / "a.pth", {str(i): base[:] for i in range(3)})
+    assert len(arrays_of(tmp_path / "a.pth")) == 3
+    torch_files.write(tmp_path / "a.pth", {str(i): base[:] for i in range(100)})
+    assert "far more than the file" in refused(tmp_path / "a.pth")
+    for shape in ((2**60, 0), (2**40, 2**40, 0)):
+        tensor = torch_files.tensor_of("0", "float32", 4, 0, shape, (0,) * len(shape), {})
+        assert "huge" in with_pickle(tmp_path / "a.pth", item(A, tensor), {"0": np.zeros(4, np.float32)})
+
+
+def test_packed_members(tmp_path):
+    for packed in ("data.pkl", "data/0"):
+        torch_files.write(tmp_path / "a.pth", {"a": RNG.normal(size=1000)})
+        with zipfile.ZipFile(tmp_path / "a.pth") as file, zipfile.ZipFile(tmp_path / "b.pth", "w") as other:
+            for name in file.namelist():
+                how = zipfile.ZIP_DEFLATED if name.endswith(packed) else zipfile.ZIP_STORED
+                other.writestr(name, file.read(name), how)
+        assert f"{packed} (packed" in refused(tmp_path / "b.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zip_files_that_torch_save_never_writes(tmp_path, monkeypatch):
+    torch_files.write(tmp_path / "a.pth", {"a": np.ones(1000)})
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as file:
+        for i in range(100):
+            file.writestr(f"checkpoint/more/{i}", b"")
+    assert len(arrays_of(tmp_path / "a.pth")) == 1
+    monkeypatch.setattr(arrays, "MOST_TABLE", 3000)
+    assert "table of contents" in refused(tmp_path / "a.pth")
+    torch_files.write(tmp_path / "a.pth", {"a": np.ones(1000)})
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as file:
+        file.writestr("checkpoint/data.pkl", b"\x80\x02}.")
+    assert "two members of one name" in refused(tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+        file.writestr("checkpoint/data.pkl", b"\x80\x02}.", zipfile.ZIP_LZMA)
+    assert "unusual" in refused(tmp_path / "a.pth")
+
+
+def test_members_that_overlap(tmp_path):
+    """Ten entries of the table name the same bytes."""
+    torch_files.write(tmp_path / "a.pth", {str(i): np.ones(1000) for i in range(10)})
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as file:
+        first = file.getinfo("checkpoint/data/0")
+        for i in range(100):
+            again = zipfile.ZipInfo(f"checkpoint/more/{i}")
+            again.header_offset, again.CRC = first.header_offset, first.CRC
+            again.file_size = again.compress_size = first.file_size
+            file.filelist.append(again)
+        file._didModify = True
+    assert "overlap" in refused(tmp_path / "a.pth")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("seed", range(5))
+def test_mutated_files(tmp_path, seed):
+    """Bytes changed, cut and doubled: a file is read, or refused in one line."""
+    rng, path = np.random.default_rng(seed), tmp_path / "a.pth"
+    torch_files.write(path, {"a": np.ones(3), "s": {"b": [1, (2.0, "c")], "d": np.zeros((2, 2), np.float32)}})
+    whole = path.read_bytes()
+    for _ in range(100):
+        path.write_bytes(mutated(whole, rng))
+        try:
+            with opened(path) as contents:
+                [np.asarray(value) for value in contents.values() if isinstance(value, Tensor)]
+        except UserError as error:
+            assert "\n" not in str(error)
