@@ -1,9 +1,12 @@
 """Named speakers in a small .npz file: who is enrolled, and who of them a recording sounds like."""
 
+import contextlib
+import fcntl
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
@@ -20,13 +23,14 @@ MOST_RECORDINGS = 2**48  # of one speaker
 class Gallery:
     """names: N speakers; sums: float64 [N, D], of their recordings' embeddings of length 1; counts: int [N].
 
-    model: the fingerprint of the encoder that made them.
+    model: the fingerprint of the encoder that made them; stamp: of the file it was read from, None for a new one.
     """
 
     names: list[str]
     sums: Float64[np.ndarray, "N D"]
     counts: Int[np.ndarray, " N"]
     model: str
+    stamp: tuple[int, int | str] | None = None
 
     def enrol(self, name: str, embeddings: Float[np.ndarray, "M D"]) -> None:
         """Adds recordings [M, D] of a speaker, who may be there already; UserError if D or the name will not do."""
@@ -81,12 +85,13 @@ def new(model: str) -> Gallery:
 
 def read(path: str | os.PathLike, model: str) -> Gallery:
     """Reads a gallery; UserError if it is none, or was made with a model of another fingerprint."""
+    stamp = storage.stamp(path)
     arrays = read_npz(path, "a gallery")
     if wrong := _fault_of(arrays):
         raise UserError(f"{path} is not a gallery ({wrong}): make one with `sdpn enrol`")
     if str(arrays["model"]) != model:
         raise UserError(f"{path} was made with another model: embeddings of two models cannot be compared; enrol again")
-    return Gallery(arrays["names"].tolist(), arrays["sums"], arrays["counts"], model)
+    return Gallery(arrays["names"].tolist(), arrays["sums"], arrays["counts"], model, stamp)
 
 
 def _fault_of(arrays: dict[str, np.ndarray]) -> str | None:
@@ -115,8 +120,30 @@ def is_name(name: str) -> bool:
 
 
 def write(path: str | os.PathLike, gallery: Gallery) -> None:
-    """Writes a gallery, complete or not at all."""
+    """Writes a gallery, complete or not at all.
+
+    Raises UserError when the file is no longer the one that the gallery was read from: another speaker would be lost.
+    """
     path = storage.place(path)
     storage.make_folder(path.parent)
     names, model = np.asarray(gallery.names, str), np.asarray(gallery.model)
-    storage.write_npz(path, names=names, sums=gallery.sums, counts=gallery.counts, model=model)
+    with _alone_in(path.parent):
+        if storage.stamp(path) != gallery.stamp:
+            raise UserError(f"{path} was changed by another command meanwhile: run this one again")
+        storage.write_npz(path, names=names, sums=gallery.sums, counts=gallery.counts, model=model)
+        gallery.stamp = storage.stamp(path)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: storage.Place) -> Iterator[None]:
+    """Waits until no other process of this machine writes a gallery there; buckets and some networks know no locks."""
+    if not isinstance(folder, Path):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
