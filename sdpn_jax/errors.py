@@ -43,7 +43,8 @@ def printable(text: str) -> str:
 
 def shown(text: object, most: int = 100) -> str:
     """Writes what a file says so that a message can hold it: ASCII without control characters, at most `most` long."""
-    told = str(text)[: most + 1].encode("unicode_escape").decode("ascii")
+    letters = str(text)[: most + 1]
+    told = "".join(x if " " <= x <= "~" else x.encode("unicode_escape").decode("ascii") for x in letters)
     return told if len(told) <= most else f"{told[:most]}..."
 
 

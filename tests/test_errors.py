@@ -77,3 +77,10 @@ def test_echoes_of_a_failed_save_are_not_shown(monkeypatch):
     sys.unraisablehook(echo)
     sys.unraisablehook(other)
     assert shown == [other]
+
+
+def test_what_a_file_says_fits_in_a_message():
+    assert errors.shown("plain 'text' \\ 3") == "plain 'text' \\ 3"
+    assert errors.shown("a\x1b[31m\r\n\u202eé\ud800") == "a\\x1b[31m\\r\\n\\u202e\\xe9\\ud800"
+    assert errors.shown("\0" * 10**6) == "\\x00" * 25 + "..."
+    assert errors.shown(errors.shown("\n")) == "\\n"

@@ -171,6 +171,8 @@ def test_other_contents(tmp_path, contents):
     assert "1 entries that are no tensors, such as x" in refused(tmp_path, contents | {"teacher": {"x": 1}})
     assert "(7, 5), not (any number, 6)" in refused(tmp_path, contents | {"prototypes": np.zeros((7, 5))})
     assert "prototypes" in refused(tmp_path, contents | {"prototypes": 3})
+    assert "prototypes holds NaN" in refused(tmp_path, contents | {"prototypes": np.full((7, 6), np.nan)})
+    assert "prototypes is of type int64" in refused(tmp_path, contents | {"prototypes": np.ones((7, 6), np.int64)})
     odd = {f"module.backbone.blocks.{i}.tdnn2.conv.conv.bias": np.zeros(12) for i in (1, 2, 3)}
     assert "multiples of 8" in refused(tmp_path, contents | {"student": contents["student"] | odd})
 
