@@ -71,7 +71,7 @@ def test_more_than_one_part(tmp_path, monkeypatch):
         (header(descr="'|O'") + bytes(48), "type object"),
         (header(descr="[('a', '<f8')]") + bytes(48), "type"),
         (header(descr="'<c8'") + bytes(48), "type complex64"),
-        (header("(1000000000000,)", descr="'<U0'"), "type"),
+        (header("(1000000000000,)", descr="'<U0'"), "items of type"),
         (header("(1,)", descr="'<U1'") + b"\xff\xff\xff\xff", "characters that do not exist"),
         (header("(1,)", descr="'>U1'") + b"\x00\x11\x00\x00", "characters that do not exist"),
         (header("(" * 3000), ""),
@@ -105,6 +105,14 @@ def test_files_that_would_grow(tmp_path):
         for _ in range(64):
             member.write(bytes(1 << 20))
     assert "grow far beyond" in refused(tmp_path / "a.npz")
+
+
+def test_members_shorter_than_they_declare(tmp_path):
+    """With a checksum of what is there: the rest would be what the memory held before."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.npy", header("(1000,)"))
+        file.filelist[0].file_size += 8000
+    assert "cut short" in refused(tmp_path / "a.npz")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -56,7 +56,7 @@ def changed(config: dict, field: str, value) -> str:
     "field, values",
     [
         ("threshold", [float("nan"), float("inf"), 1.5, -2, "0.5", True, [0.5], 10**400]),
-        ("model.channels", [7, [16] * 4, [16] * 6, [16, 16, 16, 16, 10**9], [16, 12, 16, 16, 24], [16, 16, 16, 16, 24.0],
+        ("model.channels", [7, [16] * 4, [16] * 6, [16, 16, 16, 16, 10**9], [16, 12, 16, 16, 24], [16, 16, 16, 16, 2.0],
                             [True] * 5, [[16]] * 5, None, {}, [0, 16, 16, 16, 24], [16, -8, 16, 16, 24]]),
         ("model.embedding_size", [0, -1, 10**9, 10**30, 12.0, "12", None, True]),
         ("model.hidden_size", [65537]),
@@ -143,7 +143,7 @@ def test_types_of_weights(model):
     safetensors.numpy.save_file(arrays | {name: np.full_like(arrays[name], 1e300, np.float64)}, path)
     assert "beyond float32" in refused(model)
     for dtype in (np.int32, bool, np.complex64):
-        safetensors.numpy.save_file(arrays | {name: arrays[name].real.astype(dtype)}, path)
+        safetensors.numpy.save_file(arrays | {name: arrays[name].astype(dtype)}, path)
         assert f"array {name} is of type" in refused(model)
 
 

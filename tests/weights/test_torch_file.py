@@ -155,6 +155,8 @@ def test_storages_that_are_short_or_missing(tmp_path):
     tensor = torch_files.tensor_of("0", "float32", 4, 0, (4,), (1,), {})
     torch_files.write(tmp_path / "a.pth", {"a": tensor}, more={"0": np.zeros(3, np.float32)})
     assert "storage 0" in refused(tmp_path / "a.pth")
+    torch_files.write(tmp_path / "a.pth", {"a": tensor}, more={"0": np.zeros(5, np.float32)})
+    assert "20 bytes, where 16 are the most" in refused(tmp_path / "a.pth")
     torch_files.write(tmp_path / "a.pth", {"a": tensor})
     assert "data/0" in refused(tmp_path / "a.pth")
 
@@ -267,7 +269,7 @@ PICKLES = {
         b"\x8b\x01\0\0\0\1",
     ],
     "without a mark": [b"t", b"}u"],
-    "without a value": [b"", b"(Nu", b"N(a", b"\x85", b"b", b"Nb", b"R", b"q\0"],
+    "without a value": [b"", b"(Nu", b"]N(a", b"\x85", b"b", b"Nb", b"R", b"q\0"],
     "key without a value": [b"}(Nu"],
     "name of an import": [b"NN\x93"],
 }
