@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from audio_files import written  # noqa: E402
+from audio_files import written
 
-from sdpn_jax.data import audio  # noqa: E402
+from sdpn_jax.data import audio
 
 KINDS = {"wav": 16000, "wav of 48 kHz": 48000, "flac": 16000, "ogg": 16000, "opus": 16000, "mp3": 16000, "m4a": 16000,
          "webm": 48000, "wma": 16000}  # fmt: skip
@@ -84,11 +84,16 @@ def main() -> None:
         for name, rate in KINDS.items():
             kind = name.split()[0]
             path = Path(folder) / f"a.{EXTENSIONS.get(kind, kind)}"
-            written(path, np.interp(np.arange(int(rate * args.seconds)) / rate, np.arange(count) / 16000, samples), rate, kind)
+            written(
+                path,
+                np.interp(np.arange(int(rate * args.seconds)) / rate, np.arange(count) / 16000, samples),
+                rate,
+                kind,
+            )
             rows[name] = {what: f"{1 / taken:,.0f}" for what, taken in seconds_of(works, path, args.repeats).items()}
-    names = list(works)
-    measure.show(f"files of {args.seconds:g} s a second, one process, on {measure.machine()}",
-                 {"": dict(zip(names, names, strict=True)), **{k: {n: v.get(n, "-") for n in names} for k, v in rows.items()}}, 14)  # fmt: skip
+    table = {"": {name: name for name in works}}
+    table |= {kind: {name: row.get(name, "-") for name in works} for kind, row in rows.items()}
+    measure.show(f"files of {args.seconds:g} s a second, one process, on {measure.machine()}", table, 14)
 
 
 if __name__ == "__main__":
