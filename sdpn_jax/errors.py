@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import inspect
 import logging as pylogging
 import signal
 import sys
@@ -92,15 +93,16 @@ def ends_on_sigterm() -> Iterator[None]:
         yield
         return
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise Terminated
 
 
 def fault_of_machine(error: BaseException) -> str | None:
@@ -154,11 +156,19 @@ def start_log() -> None:
 
 
 def _without_echoes(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Shows what nobody can catch, but for the echoes of a failed save, which is raised where we wait for it.
+    """Shows what nobody can catch, but for the echoes of a failed save or restore, which is raised where we wait.
 
-    Then TensorStore's threads find the event loop gone that they report to, and each of hundreds would say so.
+    Then TensorStore's threads find the event loop gone that they report to, and hundreds of coroutines are dropped. A
+    stop that came while a callback ran, whose errors are dropped, comes again.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
+    stop = type(unraisable.exc_value)
+    if stop in (Terminated, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        if stop is Terminated:
+            signal.signal(signal.SIGTERM, _end)
+        again = threading.Timer(0.1, signal.raise_signal, [signal.SIGTERM if stop is Terminated else signal.SIGINT])
+        again.daemon = True
+        again.start()
+    elif str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
         sys.__unraisablehook__(unraisable)
 
 

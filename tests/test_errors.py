@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -73,10 +74,33 @@ def test_echoes_of_a_failed_save_are_not_shown(monkeypatch):
     monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
     monkeypatch.setattr(sys, "unraisablehook", None)
     errors.start_log()
-    echo, other = (SimpleNamespace(exc_value=RuntimeError(words)) for words in ("Event loop is closed", "another"))
-    sys.unraisablehook(echo)
-    sys.unraisablehook(other)
+
+    async def dropped():
+        pass
+
+    coroutine = dropped()
+    kinds = [("Event loop is closed", None), ("index", coroutine), ("another", None)]
+    echo, of_restore, other = (SimpleNamespace(exc_value=RuntimeError(words), object=of) for words, of in kinds)
+    for unraisable in (echo, of_restore, other):
+        sys.unraisablehook(unraisable)
+    coroutine.close()
     assert shown == [other]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, errors.TERMINATED), (signal.SIGINT, errors.INTERRUPTED)])
+def test_a_stop_that_falls_into_a_callback_is_not_lost(number, code):
+    """Errors of callbacks of the garbage collector are dropped, and with them the exception of a signal."""
+
+    class Noisy:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    @errors.returns_exit_code
+    def command():
+        Noisy()
+        time.sleep(5)
+
+    assert command() == code
 
 
 def test_what_a_file_says_fits_in_a_message():

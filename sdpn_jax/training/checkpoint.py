@@ -1,10 +1,12 @@
 """Checkpoints with Orbax: asynchronous, complete or absent, the newest readable one found again after a kill."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from sdpn_jax import storage
+from sdpn_jax.errors import UserError, fault_of_machine
 from sdpn_jax.training import sharding
 from sdpn_jax.training.step import TrainState
 from sdpn_jax.weights import run
@@ -45,11 +48,34 @@ def state_of(parts: dict[str, Any]) -> TrainState:
 def save(checkpoints: Any, step: int, parts: dict[str, Any], config: dict[str, Any]) -> None:
     """Starts writing {part name: tree of arrays} under `step`; returns once the arrays are copied.
 
-    The part `about` holds the config and the versions of everything that computed it.
+    Raises UserError when this one, or the one before, could not be written. The part `about` holds the config and the
+    versions of everything that computed it.
     """
     items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
     items["about"] = ocp.args.JsonSave({"config": config, "versions": versions()})
-    checkpoints.save(step, args=ocp.args.Composite(**items))
+    with _save_errors(checkpoints):
+        checkpoints.save(step, args=ocp.args.Composite(**items))
+
+
+def wait(checkpoints: Any) -> None:
+    """Waits until what `save` began is written; raises what it failed of."""
+    with _save_errors(checkpoints):
+        checkpoints.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _save_errors(checkpoints: Any) -> Iterator[None]:
+    """Gives one line to files that could not be written: Orbax finds them missing where the system said why before."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if fault_of_machine(error):
+            raise
+        why = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"a checkpoint could not be written to {checkpoints.directory} ({why}): look at the storage and run the "
+            "same command again; complete checkpoints are kept"
+        ) from error
 
 
 def versions() -> dict[str, str]:

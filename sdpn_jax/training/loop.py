@@ -100,7 +100,7 @@ def train_and_evaluate(
         stopped_at = run_steps(
             config, state, first_step, shards, views, bank, mesh, log, requests, held, evaluate if evaluates else None
         )
-        checkpoints.wait_until_finished()
+        checkpoint.wait(checkpoints)
         rows = writer.rows() if writer else []
         if stopped_at is not None:
             raise hosts.Stopped(stopped_at, program.num_steps, requests.signal)

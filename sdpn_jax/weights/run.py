@@ -32,7 +32,7 @@ NOT_ANSWERING = (
     "DEADLINE_EXCEEDED",
     "ABORTED",
 )
-RETRIES, FIRST_PAUSE_S = 3, 2.0
+RETRIES, FIRST_PAUSE_S, DAMAGE_PAUSE_S = 3, 2.0, 0.2
 UNCHANGED = "nothing was changed. Run the same command again when storage and memory are back"
 
 
@@ -161,16 +161,23 @@ def restore(
 
 
 def _read_again_and_again(read: Callable[[], Any], retries: int = RETRIES) -> tuple[Any, bool, str]:
-    """Returns (what `read` gives or None, whether its files could be reached, why not); pauses between the tries."""
-    pause, why = FIRST_PAUSE_S, ""
+    """Returns (what `read` gives or None, whether its files could be reached, why not); pauses between the tries.
+
+    Damage must show twice: Orbax takes files for missing that only could not be looked at.
+    """
+    pause, why, was_damaged = FIRST_PAUSE_S, "", False
     for left in reversed(range(retries + 1)):
         try:
             return read(), True, ""
         except (*DAMAGED, *OUT_OF_REACH) as error:
             why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            if isinstance(error, DAMAGED) and not str(error).startswith(NOT_ANSWERING):
+            damaged = isinstance(error, DAMAGED) and not str(error).startswith(NOT_ANSWERING)
+            if damaged and was_damaged:
                 return None, True, why
-        if left:
+            was_damaged = damaged
+        if left and was_damaged:
+            time.sleep(DAMAGE_PAUSE_S)
+        elif left:
             logging.warning("checkpoints are out of reach (%s); trying again in %.0f s", why, pause)
             time.sleep(pause)
             pause *= 2

@@ -131,6 +131,30 @@ def test_a_folder_that_cannot_be_listed_ends_in_one_line(tmp_path, monkeypatch, 
     assert len(asked) == tries, "one of several processes must not try again alone: the others wait for it"
 
 
+def test_a_checkpoint_that_once_seems_gone_is_not_set_aside(written, monkeypatch):
+    """Orbax takes a file for missing that could not be looked at."""
+    tries, restore = [], written.restore
+
+    def failing(step, **arguments):
+        tries.append(step)
+        if len(tries) == 1:
+            raise FileNotFoundError(f"Checkpoint at {step} not found.")
+        return restore(step, **arguments)
+
+    monkeypatch.setattr(written, "restore", failing)
+    assert checkpoint.resume(written, parts(0))[1] == 30
+    assert sorted(written.all_steps()) == list(STEPS)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_in_one_line(written, monkeypatch):
+    def failing(*_, **__):
+        raise ValueError("Checkpoint directory does not exist: 40.orbax-checkpoint-tmp")
+
+    monkeypatch.setattr(written, "wait_until_finished", failing)
+    with pytest.raises(UserError, match="a checkpoint could not be written to .*: look at the storage"):
+        checkpoint.wait(written)
+
+
 def test_steps_are_listed_without_the_other_processes(written, monkeypatch):
     (written.directory / "40.orbax-checkpoint-tmp").mkdir()
     monkeypatch.setattr(run.ocp, "CheckpointManager", lambda *_, **__: pytest.fail("waits for the other processes"))
