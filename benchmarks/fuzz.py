@@ -94,7 +94,7 @@ def work(target: str, first: int, count: int, seed: int, folder: Path, tokens: l
             outcome = "refused"
         except BaseException as error:
             outcome = "exception " + " ".join(traceback.format_exception(error)[-3:]).replace("\n", " | ")[:600]
-            shutil.copy(path, folder / f"damaged-{number}-{name}")
+            shutil.copy(path, folder / f"damaged-{number}-{path.name}")
         path.write_bytes(data)  # whole again, for readers of several files
         print("DONE", number, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, outcome, flush=True)
 
@@ -137,7 +137,8 @@ def fuzz(target: str, count: int, seconds: float, seed: int, output: Path, watch
         folder.mkdir(parents=True)
         command = [sys.executable, __file__, "--worker", json.dumps([target, first, count, seed, str(folder)])]
         command += ["--tokens", json.dumps([token.decode("latin-1") for token in watch.tokens])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        log = output / f"{target}.log"
+        with log.open("wb") as said, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said) as process:
             pending, number = b"", first - 1
             while time.time() - started < seconds:
                 ready, _, _ = select.select([process.stdout], [], [], 120 if number < first else HANG_S)
@@ -162,7 +163,8 @@ def fuzz(target: str, count: int, seconds: float, seed: int, output: Path, watch
                     process.kill()
                 if not ready or (not data and process.wait()):
                     if ready:
-                        note(counts, "crashes", target, number, folder, output, f"exit code {process.returncode}")
+                        why = f"exit code {process.returncode}: {log.read_text(errors='replace')[-300:]!a}"
+                        note(counts, "crashes", target, number, folder, output, why)
                     break
                 if not data:
                     number = count

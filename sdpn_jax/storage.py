@@ -11,6 +11,8 @@ import glob
 import hashlib
 import importlib.util
 import io
+import json
+import math
 import os
 import secrets
 import shutil
@@ -33,6 +35,7 @@ Result = TypeVar("Result")
 EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme: (module, extra that installs it)
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of a bucket that does not answer
 CACHE_VARIABLE, CACHE_GB_VARIABLE, CACHE_GB = "SDPN_JAX_CACHE", "SDPN_JAX_CACHE_GB", 100.0
+MOST_JSON = 1 << 20  # bytes; the config of a model has 1,000
 PART = 8 << 20  # bytes read or written at once
 
 
@@ -110,6 +113,37 @@ def check_is_file(path: str | os.PathLike) -> None:
 def read_text(path: str | os.PathLike) -> str:
     """Reads a whole file of UTF-8, line ends as they are."""
     return read_bytes(path).decode("utf-8")
+
+
+def read_json(path: str | os.PathLike, most: int = MOST_JSON) -> Any:
+    """Reads a JSON file of at most `most` bytes and of finite numbers.
+
+    Raises OSError as opening does, and ValueError with a reason that fits in one line for what is no such file.
+    """
+
+    check_is_file(path)
+
+    def work() -> bytes:
+        with place(path).open("rb") as file:
+            return file.read(most + 1)
+
+    data = patiently(path, work)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MB")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"it holds {text}, which is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("it holds a number beyond all floating point")
+    return number
 
 
 def exists(path: str | os.PathLike) -> bool:

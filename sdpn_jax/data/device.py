@@ -7,7 +7,6 @@ utterance. Shapes: B utterances, V views, T frames, F mel bins; samples are floa
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int16, PRNGKeyArray
 
 from sdpn_jax import storage
+from sdpn_jax.arrays import read_npz
 from sdpn_jax.data import augment, features
 from sdpn_jax.data.pipeline import Views
 from sdpn_jax.data.shards import Shards
@@ -81,11 +81,18 @@ def save_bank(bank: Bank, directory: str | os.PathLike) -> str:
 def load_bank(directory: str | os.PathLike) -> Bank:
     """Reads what save_bank wrote. Raises UserError when it is missing or damaged."""
     path = storage.place(directory) / "bank.npz"
+    found = read_npz(path, "a bank of noise and rooms")
     try:
-        with np.load(storage.local(path)) as arrays:
-            return Bank(tuple(arrays["kinds"].tolist()), arrays["noise"], arrays["rirs"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        bank = Bank(tuple(found["kinds"].tolist()), found["noise"], found["rirs"])
+        if not set(bank.kinds) <= set(augment.SNR_DB) or bank.noise.dtype != np.int16 or bank.noise.ndim != 3:
+            raise ValueError("odd noise")
+        if len(bank.noise) != len(bank.kinds) or bank.rirs.dtype != np.float32 or bank.rirs.ndim != 2:
+            raise ValueError("odd rooms")
+        if 0 in bank.noise.shape or 0 in bank.rirs.shape or not np.isfinite(bank.rirs).all():
+            raise ValueError("nothing, or no numbers, in it")
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run sdpn prepare --store=waveform again") from error
+    return bank
 
 
 def _as_int16(noise: Float[np.ndarray, " N"]) -> Int16[np.ndarray, " N"]:

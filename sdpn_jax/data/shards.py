@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from sdpn_jax import storage
 from sdpn_jax.data import features, records
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, shown
 
 try:
     import resource
 except ImportError:  # Windows has no such limit
     resource = None
 
-METADATA = "metadata.json"
+METADATA, MOST_METADATA = "metadata.json", 64 << 20  # bytes; those of VoxCeleb2 have 200,000
 COPIES_AT_ONCE = 8
 FILES_BESIDE = 512  # open files that are not shards
 
@@ -52,7 +52,7 @@ class Shards:
     @property
     def store(self) -> str:
         """What a record is: "log_mel" features or a "waveform"."""
-        return self.metadata["store"]
+        return self.metadata.get("store", "log_mel")
 
     @property
     def counts(self) -> list[int]:
@@ -66,7 +66,7 @@ class Shards:
 
     def fingerprint(self) -> str:
         """A digest of what the records are made of, whichever folder they lie in."""
-        told = {key: self.metadata[key] for key in ("format_version", "features", "store", "augmentations", "seed")}
+        told = {key: self.metadata.get(key) for key in ("format_version", "features", "store", "augmentations", "seed")}
         told["bank"] = self.metadata.get("bank", "")
         return hashlib.sha256(json.dumps([told, self.metadata["shards"]], sort_keys=True).encode()).hexdigest()
 
@@ -137,7 +137,7 @@ def allow_open_files(count: int) -> None:
 def is_shards(folder: str | os.PathLike) -> bool:
     """Tells whether a folder holds prepared shards; a metadata.json of something else does not count."""
     try:
-        metadata = json.loads(storage.read_text(storage.place(folder) / METADATA))
+        metadata = storage.read_json(storage.place(folder) / METADATA, MOST_METADATA)
     except (OSError, ValueError):
         return False
     return isinstance(metadata, dict) and {"format_version", "features", "shards"} <= set(metadata)
@@ -155,10 +155,12 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
             f"sdpn prepare --input=FOLDER_OF_AUDIO --output={folder}"
         )
     try:
-        metadata = json.loads(storage.read_text(path))
+        metadata = storage.read_json(path, MOST_METADATA)
         theirs = metadata["features"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run sdpn prepare again") from error
+        if type(theirs) is not dict:
+            raise ValueError("features are no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({shown(error)}): run sdpn prepare again") from error
     for field, ours in dataclasses.asdict(features.DEFAULT).items():
         if theirs.get(field) != ours:
             raise UserError(
@@ -170,7 +172,32 @@ def read_metadata(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: format version {metadata.get('format_version')}, this program reads {records.VERSION}: "
             "prepare them again"
         )
+    try:
+        _check_fields(metadata)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({shown(error)}): run sdpn prepare again") from error
     return metadata
+
+
+def _check_fields(metadata: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError for metadata that no preparation has written."""
+    kinds = {"utterances": int, "shards": list, "augmentations": int, "seed": int, "skipped": int, "hours": int | float,
+             "source": str, "noise": str, "rirs": str}  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in metadata and name not in ("utterances", "shards"):
+            continue
+        if isinstance(metadata[name], bool) or not isinstance(metadata[name], kind):
+            raise ValueError(f"{name} is {shown(metadata[name])}")
+    if metadata.get("store", "log_mel") not in ("log_mel", "waveform"):
+        raise ValueError(f"store is {shown(metadata['store'])}")
+    for entry in metadata["shards"]:
+        name, sizes = entry["name"], (entry["utterances"], entry["bytes"])
+        if type(name) is not str or not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:
+            raise ValueError(f"{shown(name)} is no name of a shard in this folder")
+        if any(type(size) is not int or size < 0 for size in sizes) or type(entry.get("sha256", "")) is not str:
+            raise ValueError(f"the shard {shown(name)} has odd counts")
+    if not 0 < metadata["utterances"] == sum(entry["utterances"] for entry in metadata["shards"]):
+        raise ValueError("the shards' utterances do not add up")
 
 
 def open_shards(folder: str | os.PathLike, skip_damaged: bool = False) -> Shards:

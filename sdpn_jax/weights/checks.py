@@ -1,51 +1,17 @@
 """What is checked of a model file before it is used: its JSON, the sizes of its network, its numbers."""
 
-import json
-import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 
-MOST_JSON = 1 << 20  # bytes; the config of a model has 1,000
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
 CHANNELS, GROUPS = 5, 8  # of the encoder: its widths, and the groups that those of the blocks are split into
 SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size")
 TYPES = ("float32", "bfloat16", "float16")
 ROUNDING = 1e-6  # by which a cosine may exceed 1
-
-
-def read_json(path: str | os.PathLike, most: int = MOST_JSON) -> Any:
-    """Reads a JSON file of at most `most` bytes and of finite numbers.
-
-    Raises OSError as opening does, and ValueError with a reason that fits in one line for what is no such file.
-    """
-
-    def work() -> bytes:
-        with storage.place(path).open("rb") as file:
-            return file.read(most + 1)
-
-    data = storage.patiently(path, work)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most >> 20} MB")
-    try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"it holds {text}, which is no number")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError("it holds a number beyond all floating point")
-    return number
 
 
 def check_fields(content: Any, names: Iterable[str], where: str) -> None:

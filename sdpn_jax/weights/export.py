@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
 from sdpn_jax.weights import checks, model_folder, run
@@ -14,7 +15,7 @@ MOST_TEXT = 300  # characters of a name on the card
 def read_results(path: str | os.PathLike) -> dict:
     """Reads the results.json of a scored list with labels; UserError if it is none."""
     try:
-        content = checks.read_json(path, MOST_RESULTS)
+        content = storage.read_json(path, MOST_RESULTS)
         results = {key: content[key] for key in ("eer_percent", "threshold_at_eer", "trials", "trials_file")}
     except OSError as error:
         raise UserError(f"cannot read --results={path} ({error.strerror})") from None

@@ -108,7 +108,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """Reads the config.json of a model folder, all of it checked; UserError, which names the field, if one is wrong."""
     path = storage.place(folder) / CONFIG
     try:
-        config = checks.read_json(path)
+        config = storage.read_json(path)
         check_config(config)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); export the model again") from None

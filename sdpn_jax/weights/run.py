@@ -43,7 +43,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
     """
     path = storage.place(workdir) / CONFIG
     try:
-        config = checks.read_json(path) if storage.exists(path) else None
+        config = storage.read_json(path) if storage.exists(path) else None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): put back the config.json of this run") from error
     if config is not None and not isinstance(config, dict):
@@ -62,7 +62,7 @@ def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """
     path = storage.place(workdir) / HISTORY
     try:
-        entries = checks.read_json(path, MOST_HISTORY) if storage.exists(path) else []
+        entries = storage.read_json(path, MOST_HISTORY) if storage.exists(path) else []
         _check_entries(entries, 0)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the run forgets how it came to be") from error

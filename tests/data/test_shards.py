@@ -18,11 +18,16 @@ def metadata(**changes):
     return {
         "format_version": records.VERSION,
         "features": settings,
-        "shards": [{"name": "a", "bytes": 3}],
+        "shards": [{"name": "a", "bytes": 3, "utterances": 1}],
         "utterances": 1,
         "store": "log_mel",
         "augmentations": 4,
         "seed": 0,
+        "skipped": 0,
+        "hours": 0.1,
+        "source": "somewhere",
+        "noise": "coloured noise",
+        "rirs": "synthetic",
         **changes,
     }
 
@@ -49,6 +54,17 @@ def test_metadata(tmp_path):
         shards.open_shards(tmp_path)
     (tmp_path / "a").write_bytes(b"123")
     assert shards.open_shards(tmp_path).paths == (tmp_path / "a",)
+
+
+@pytest.mark.parametrize("changes", [
+    {"utterances": 2}, {"utterances": "1"}, {"utterances": True}, {"hours": None}, {"store": "x"}, {"store": []},
+    {"shards": []}, {"shards": {}}, {"shards": [3]}, {"shards": [{"name": "a", "bytes": -1, "utterances": 1}]},
+    *({"shards": [{"name": name, "bytes": 3, "utterances": 1}]} for name in ("/etc/passwd", "../a", "..", "", 3)),
+])  # fmt: skip
+def test_odd_metadata_ends_in_one_line(tmp_path, changes):
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata(**changes)))
+    with pytest.raises(UserError, match="metadata.json is damaged .*: run sdpn prepare again"):
+        shards.open_shards(tmp_path)
 
 
 def test_somebody_elses_metadata_is_no_shards(tmp_path):
