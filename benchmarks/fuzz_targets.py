@@ -13,7 +13,7 @@ from audio_files import KINDS, written
 from sdpn_jax import arrays
 from sdpn_jax.data import audio, prepare, recordings, records, shards
 from sdpn_jax.errors import UserError
-from sdpn_jax.eval import score, scoring, trials
+from sdpn_jax.eval import models, score, scoring, trials
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import gallery
 from sdpn_jax.weights import export, load, model_folder, sdpn_names
@@ -80,7 +80,7 @@ def trial_files(folder: Path) -> Files:
 
 def read_trials(path: Path) -> None:
     if path.name == "models.map":
-        trials.read_models(path)
+        models.read_models(path, trials.Trials(None, ["m1"], ["b/2.wav"]))
     else:
         trials.trial_rows(["a/1.wav", "a/2.wav", "b/2.wav", "c.wav"], trials.read_trials(path))
 

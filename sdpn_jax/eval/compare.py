@@ -1,15 +1,18 @@
 """Systems compared by their score files on one trial list, by a bootstrap over speakers with the same draws for all."""
 
 import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from sdpn_jax import storage
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.eval import plots, report
-from sdpn_jax.eval.trials import Trials, read_text, read_trials
+from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.trials import Trials, numbered_sides, read_trials, suspicions
 
 FILES = ("comparison.json", "comparison.md", "comparison.html", "det.png")
 
@@ -18,17 +21,28 @@ def read_scores(path: str | os.PathLike, trials: Trials) -> np.ndarray:
     """Reads the scores [N] of a file in the trials' order; UserError if it belongs to another list."""
     lines = [line for line in read_text(path, "scores").split("\n") if line.strip()]
     if len(lines) != len(trials):
-        raise UserError(f"{path}: {len(lines):,} scores, but {trials.source} has {len(trials):,} trials")
+        raise UserError(
+            f"{path}: {len(lines):,} scores, but {trials.source} has {len(trials):,} trials (`--skip_missing` may have "
+            "left some out)"
+        )
     scores = np.empty(len(lines))
     for i, (line, enrol, test) in enumerate(zip(lines, trials.enrol, trials.test, strict=True)):
-        pair, _, value = line.rstrip().rpartition(" ")
-        try:
-            scores[i] = float(value)
-        except ValueError:
-            raise UserError(f"{path}, line {i + 1}: not a score: {line.strip()[:200]!r}") from None
-        if pair != f"{enrol} {test}":
-            raise UserError(f"{path}, line {i + 1}: {pair!r} is not the list's trial {f'{enrol} {test}'!r}")
+        mark = "\t" if "\t" in line else " "
+        pair, _, value = line.rstrip().rpartition(mark)
+        scores[i] = _number(value)
+        if not math.isfinite(scores[i]):
+            raise UserError(f"{path}, line {i + 1}: {shown(value)} is not a score, a finite number")
+        wanted = f"{enrol}{mark}{test}"
+        if pair != wanted:
+            raise UserError(f"{path}, line {i + 1}: {shown(pair)} is not the list's trial {shown(wanted)}")
     return scores
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def names_of(paths: list[str]) -> list[str]:
@@ -38,7 +52,7 @@ def names_of(paths: list[str]) -> list[str]:
     while len(set(names)) < len(parts) and size < max(map(len, parts)):
         size += 1
         names = ["/".join(part[-size:]) for part in parts]
-    return [name.removesuffix("/scores") for name in names]
+    return [one_line(name.removesuffix("/scores")) for name in names]
 
 
 def compare(
@@ -50,14 +64,18 @@ def compare(
     trials = read_trials(trials_path)
     systems = {name: read_scores(path, trials) for name, path in zip(names_of(score_paths), score_paths, strict=True)}
     rows, labels = report.assess(systems, trials, draws), trials.known_labels()
+    warnings = suspicions(trials, *numbered_sides(trials))
     with storage.output_folder(output) as folder:
         lines = report.table_of(rows)
         storage.write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
         storage.write_text(folder / "comparison.md", report.markdown(lines) + "\n")
         plots.plot_det({name: (scores, labels) for name, scores in systems.items()}, folder / "det.png")
         notes = [f"{len(trials):,} trials ({int(labels.sum()):,} target) from {trials_path}"]
+        notes += [f"Warning: {warning}" for warning in warnings]
         figures = {folder / "det.png": "Detection error tradeoff; dots mark the equal error rates."}
         report.write_page(folder / "comparison.html", "Comparison", lines, notes, figures)
+    for warning in warnings:
+        logging.warning("%s", one_line(warning))
     return rows
 
 

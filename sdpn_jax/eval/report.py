@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdpn_jax import storage
+from sdpn_jax.errors import one_line
 from sdpn_jax.eval import calibration, intervals, scoring
 from sdpn_jax.eval.trials import Trials
 
@@ -75,27 +76,38 @@ def table_of(rows: Mapping[str, Mapping]) -> list[list[str]]:
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Formats a table in Markdown; its first line is the heading."""
     rule = ["---"] * len(lines[0])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
+    return "\n".join(f"| {' | '.join(map(in_markdown, cells))} |" for cells in (lines[0], rule, *lines[1:]))
+
+
+def in_markdown(text: str) -> str:
+    """Escapes what would end a table's cell, begin a tag or control a terminal."""
+    text = one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def in_html(text: str) -> str:
+    """Escapes what HTML would not show as it is."""
+    return html.escape(one_line(text))
 
 
 def write_page(path: Path, title: str, lines: Sequence[Sequence[str]], notes: Sequence[str], figures: Mapping) -> None:
     """Writes one self-contained HTML file with a table, paragraphs and embedded pictures {file: caption}."""
 
     def row(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{in_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     def figure(picture, caption):
         data = base64.b64encode(Path(picture).read_bytes()).decode()
         image = f'<img alt="" src="data:image/png;base64,{data}">'
-        return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        return f"<figure>{image}<figcaption>{in_html(caption)}</figcaption></figure>"
 
     table = row(lines[0], "th") + "".join(row(cells, "td") for cells in lines[1:])
     body = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{in_html(title)}</h1>",
         f"<table>{table}</table>",
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
+        *(f"<p>{in_html(note)}</p>" for note in notes),
         '<div class="figures">' + "".join(figure(*item) for item in figures.items()) + "</div>",
     ]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{in_html(title)}</title><style>{STYLE}</style>'
     text = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
     storage.write_text(path, text)

@@ -1,18 +1,22 @@
 """A trial list scored with embeddings: with and without normalisation and calibration, as files, tables and figures."""
 
 import json
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from sdpn_jax import storage
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
-from sdpn_jax.eval.trials import Trials, add_models, read_models, read_trials, trial_rows
+from sdpn_jax.eval.models import add_models, read_models
+from sdpn_jax.eval.trials import Trials, are_missing, read_trials, suspicions, trial_rows
 
+SKIPPED = "skipped_trials.txt"
 TITLES = {"centred": "mean subtracted", "s_norm": "S-norm", "as_norm": "AS-norm"}  # in tables and plots
 CAPTIONS = {
     "det.png": "Detection error tradeoff; dots mark the equal error rates.",
@@ -33,50 +37,74 @@ def score(
     calibration_path: str | os.PathLike | None = None,
     with_page: bool = False,
     projection: str = "pca",
+    skip_missing: bool = False,
 ) -> dict:
     """Scores the trials with and without normalisation and writes everything into the folder `output`.
 
     `top`: of the cohort's nearest for as_norm (at most half of the cohort). `draws`: of the bootstrap over speakers.
-    `projection`: of the page's map, as in `plots.plot_map`.
-    Returns what results.json holds: embeddings, trials_file, cohort, dimension, trials, wrote (the files' names) and,
-    where the list has labels, the row of cosine and `ways`, the rows of `report.assess`. Raises UserError for inputs
-    that cannot be read or do not fit together, and for an output folder that cannot be made.
+    `projection`: of the page's map, as in `plots.plot_map`. `skip_missing`: trials of utterances without an embedding
+    are left out and listed in skipped_trials.txt.
+    Returns what results.json holds: embeddings, trials_file, cohort, dimension, trials, skipped_trials (a count),
+    warnings (sentences), wrote (the files' names) and, where the list has labels, the row of cosine and `ways`, the
+    rows of `report.assess`. Raises UserError for inputs that cannot be read or do not fit together, and for an output
+    folder that cannot be made.
     """
-    trials = read_trials(trials_path)
+    listed = read_trials(trials_path)
     embeddings, ids = scoring.load_embeddings(embeddings_path)
-    seconds = scoring.load_seconds(embeddings_path)
-    if models_path:
-        embeddings, ids = add_models(embeddings, ids, models_of(trials, read_models(models_path)))
+    seconds = scoring.load_seconds(embeddings_path, len(ids))
+    models = read_models(models_path, listed) if models_path else {}
+    utterances, warnings = len(ids), []
+    if models:
+        embeddings, ids, warnings = add_models(embeddings, ids, models, listed, skip_missing)
+    skipped = np.zeros(len(listed), bool)
+    if skip_missing:
+        skipped = are_missing(ids, listed, models.keys() - set(ids[utterances:]))
+    if skipped.all():
+        raise UserError(f"{listed.source}: all {len(listed):,} trials name utterances without an embedding")
+    trials = listed.where(~skipped)
+    rows = trial_rows(ids, trials)
+    warnings += suspicions(trials, *rows)
     cohort = scoring.load_embeddings(cohort_path)[0] if cohort_path else None
     maps = read_calibration(calibration_path) if calibration_path else {}
-    scores_of = score_every_kind(embeddings, ids, trials, cohort, top)
+    scores_of = score_every_kind(embeddings, ids, rows, cohort, top)
     llrs = {kind: scale * scores_of[kind] + offset for kind, (scale, offset) in maps.items() if kind in scores_of}
+    if maps and not llrs:
+        raise UserError(f"--calibration={calibration_path} is of none of these scores: {', '.join(scores_of)}")
     results: dict[str, Any] = {
         "embeddings": str(embeddings_path),
         "trials_file": str(trials_path),
         "cohort": cohort_path and str(cohort_path),
         "dimension": embeddings.shape[1],
         "trials": len(trials),
+        "skipped_trials": int(skipped.sum()),
+        "warnings": warnings,
     }
     with storage.output_folder(output) as folder:
         results["wrote"] = write_scores(folder, trials, scores_of, "scores") + write_scores(folder, trials, llrs, "llr")
+        results["wrote"] += write_skipped(folder, listed, skipped) if skip_missing else []
         if trials.labels is not None:
-            rows = report.assess(scores_of, trials, draws, llrs)
-            results |= rows["cosine"] | {"ways": rows}
-            lines = report.table_of(titled(rows))
-            storage.write_text(folder / "report.md", report.markdown(lines) + "\n")
+            ways = report.assess(scores_of, trials, draws, llrs)
+            results |= ways["cosine"] | {"ways": ways}
+            if results["eer_percent"] > 50:
+                eer = f"{results['eer_percent']:.2f} %"
+                warnings.append(f"{trials.source}: the EER of {eer} is above 50 %: the labels look swapped")
+            lines = report.table_of(titled(ways))
+            storage.write_text(folder / "report.md", report.markdown(lines) + "\n" + warned(warnings))
             curves = {kind: (scores, trials.labels) for kind, scores in scores_of.items()}
             plots.plot_det(titled(curves), folder / "det.png")
             plots.plot_score_histogram(scores_of["cosine"], trials.labels, folder / "histogram.png")
             results["wrote"] += ["report.md", "det.png", "histogram.png"]
             if with_page:
-                more = draw_more(folder, scores_of["cosine"], embeddings, ids, trials, seconds, projection)
+                more = draw_more(folder, scores_of["cosine"], embeddings, ids, trials, rows, seconds, projection)
                 figures = {folder / name: CAPTIONS[name] for name in ("det.png", "histogram.png", *more)}
                 title = f"Trials of {Path(trials_path).name}"
-                report.write_page(folder / "report.html", title, lines, notes(results), figures)
+                page_notes = [*notes(results), *(f"Warning: {warning}" for warning in warnings)]
+                report.write_page(folder / "report.html", title, lines, page_notes, figures)
                 results["wrote"] += [*more, "report.html"]
         results["wrote"].append("results.json")
         storage.write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    for warning in warnings:
+        logging.warning("%s", one_line(warning))
     return results
 
 
@@ -85,27 +113,41 @@ def titled(by_kind: dict) -> dict:
     return {TITLES.get(kind, kind): value for kind, value in by_kind.items()}
 
 
-def models_of(trials: Trials, models: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Keeps the models that the trials name."""
-    named = {*trials.enrol, *trials.test}
-    return {name: utterances for name, utterances in models.items() if name in named}
+def warned(warnings: list[str]) -> str:
+    """Formats warnings as a list in Markdown; none: nothing."""
+    return "".join(["\n", *(f"- Warning: {report.in_markdown(warning)}\n" for warning in warnings)]) if warnings else ""
 
 
 def read_calibration(path: str | os.PathLike) -> dict[str, tuple[float, float]]:
     """Reads {kind of score: (scale, offset)} from another list's results.json; UserError if it is none."""
     try:
-        rows = json.loads(storage.read_text(path))["ways"]
+        rows = json.loads(storage.read_text(path), parse_constant=_no_number)["ways"]
         pairs = {kind: row["calibration"] for kind, row in rows.items()}
-        return {kind: (float(scale), float(offset)) for kind, (scale, offset) in pairs.items()}
+        return {kind: (_finite(scale), _finite(offset)) for kind, (scale, offset) in pairs.items()}
     except OSError as error:
         raise UserError(f"cannot read --calibration={path} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"--calibration={path} is not the results.json of a scored list with labels") from None
 
 
-def score_every_kind(embeddings, ids, trials: Trials, cohort=None, top: int = 300) -> dict[str, np.ndarray]:
-    """Scores the trials by cosine and, with a cohort [C, D], centred, s_norm and as_norm: {kind: scores [N]}."""
-    scores_of = {"cosine": scoring.score_trials(embeddings, ids, trials)}
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError("no finite number")
+    return float(value)
+
+
+def score_every_kind(
+    embeddings, ids, rows: tuple[np.ndarray, np.ndarray], cohort=None, top: int = 300
+) -> dict[str, np.ndarray]:
+    """Scores trials by cosine and, with a cohort [C, D], centred, s_norm and as_norm: {kind: scores [N]}.
+
+    rows: int [N] each, the embeddings of the trials' two sides.
+    """
+    scores_of = {"cosine": scoring.score_rows(embeddings, ids, *rows)}
     if cohort is None:
         return scores_of
     if cohort.shape[1] != embeddings.shape[1]:
@@ -113,9 +155,8 @@ def score_every_kind(embeddings, ids, trials: Trials, cohort=None, top: int = 30
             f"the cohort's embeddings have {cohort.shape[1]} dimensions, those of the trials {embeddings.shape[1]}: "
             "export both with the same model"
         )
-    enrol, test = trial_rows(ids, trials)
-    used, rows = np.unique([enrol, test], return_inverse=True)
-    enrol, test = rows.reshape(2, -1)
+    used, inverse = np.unique(rows, return_inverse=True)
+    enrol, test = inverse.reshape(2, -1)
     used = embeddings[used]
     scores_of["centred"] = scoring.cosine_scores(normalisation.subtract_mean(used, cohort), enrol, test)
     for kind, nearest in (("s_norm", None), ("as_norm", min(top, len(cohort) // 2))):
@@ -125,10 +166,10 @@ def score_every_kind(embeddings, ids, trials: Trials, cohort=None, top: int = 30
 
 
 def draw_more(
-    output: Path, scores, embeddings, ids, trials: Trials, seconds: np.ndarray | None, projection: str
+    output: Path, scores, embeddings, ids, trials: Trials, rows, seconds: np.ndarray | None, projection: str
 ) -> list[str]:
     """Draws duration.png, where durations are known, and map.png; returns their names."""
-    enrol, test = trial_rows(ids, trials)
+    enrol, test = rows
     labels = trials.known_labels()
     speakers = intervals.speakers_of(trials.enrol, trials.test, labels)
     used, first = np.unique([enrol, test], return_index=True)
@@ -154,14 +195,31 @@ def speaker_names(ids: list[str], speakers: np.ndarray) -> list[str]:
 
 
 def write_scores(output: Path, trials: Trials, scores_of: dict[str, np.ndarray], stem: str) -> list[str]:
-    """Writes <stem>.txt of cosine and <stem>_<kind>.txt of the others, `enrol test score` lines; returns the names."""
-    names = []
+    """Writes <stem>.txt of cosine and <stem>_<kind>.txt of the others, `enrol test score` lines; returns the names.
+
+    Between tabs, if an id holds white space.
+    """
+    names, mark = [], separator_of(trials)
     for kind, scores in scores_of.items():
         names.append(f"{stem}.txt" if kind == "cosine" else f"{stem}_{kind}.txt")
         with (output / names[-1]).open("w", encoding="utf-8") as file:
             for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
-                file.write(f"{enrol} {test} {value:.8f}\n")
+                file.write(f"{enrol}{mark}{test}{mark}{value:.8f}\n")
     return names
+
+
+def separator_of(trials: Trials) -> str:
+    """What can part the ids of the trials: a blank, or a tab if one of them holds white space."""
+    return "\t" if any(len(name.split()) != 1 for name in {*trials.enrol, *trials.test}) else " "
+
+
+def write_skipped(output: Path, trials: Trials, skipped: np.ndarray) -> list[str]:
+    """Writes skipped_trials.txt, `line enrol test` of each trial where `skipped` [N]; returns its name."""
+    mark = separator_of(trials)
+    with (output / SKIPPED).open("w", encoding="utf-8") as file:
+        for i in np.flatnonzero(skipped):
+            file.write(f"{trials.lines[i]}{mark}{trials.enrol[i]}{mark}{trials.test[i]}\n")
+    return [SKIPPED]
 
 
 def notes(results: dict) -> list[str]:
@@ -171,6 +229,8 @@ def notes(results: dict) -> list[str]:
         f"{results['trials']:,} trials{targets} from {results['trials_file']}",
         f"{results['dimension']}-dimensional embeddings from {results['embeddings']}",
     ]
+    if results["skipped_trials"]:
+        lines.append(f"{results['skipped_trials']:,} trials left out, as they name utterances without an embedding")
     if results["cohort"]:
         lines.append(f"cohort from {results['cohort']}")
     if "threshold_at_eer" in results:
@@ -181,4 +241,5 @@ def notes(results: dict) -> list[str]:
 def summary(results: dict, output: str | os.PathLike) -> str:
     """Summarises the results and says where each file is."""
     table = [report.markdown(report.table_of(titled(results["ways"]))), ""] if "ways" in results else []
-    return "\n".join([*table, *notes(results), *(f"wrote {storage.place(output) / name}" for name in results["wrote"])])
+    said = map(one_line, notes(results))
+    return "\n".join([*table, *said, *(f"wrote {storage.place(output) / name}" for name in results["wrote"])])

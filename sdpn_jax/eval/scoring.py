@@ -1,21 +1,21 @@
 """Embeddings and their cosine scores: reading, scoring the trials of a list, error rates."""
 
 import os
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Float64, Int, Real, Shaped
 
 from sdpn_jax import storage
+from sdpn_jax.arrays import read_npy, read_npz
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import metrics
-from sdpn_jax.eval.trials import Trials, read_text, trial_rows
+from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.trials import Trials, trial_rows
 
-UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises for a damaged or pickled file
+WHAT = "a NumPy file of embeddings"
 
 
 def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
@@ -26,15 +26,18 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"]
     """
     path = storage.place(path)
     if storage.is_folder(path):
-        embeddings = _array(path / "embeddings.npy")
-        ids = read_text(path / "ids.txt", "list of ids").split("\n")
+        embeddings = read_npy(path / "embeddings.npy", WHAT)
+        ids = read_text(path / "ids.txt", "list of ids", "surrogateescape").split("\n")
         ids = [name.rstrip("\r") for name in (ids if ids[-1] else ids[:-1])]
     else:
-        with _archive(path) as archive:
-            embeddings, ids = (_member(archive, path, key) for key in ("embeddings", "ids"))
+        found = read_npz(path, WHAT)
+        embeddings, ids = (_member(found, path, key) for key in ("embeddings", "ids"))
         if ids.ndim != 1 or ids.dtype.kind not in "US":
             raise UserError(f"{path}: 'ids' must be one row of strings, not {ids.dtype} {list(ids.shape)}")
-        ids = [str(name) for name in (np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids)]
+        try:
+            ids = [str(name) for name in (np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids)]
+        except ValueError:
+            raise UserError(f"{path}: 'ids' are not text in Unicode; embed the recordings again") from None
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or 0 in embeddings.shape:
         raise UserError(
             f"{path}: embeddings must be floating-point numbers [utterances, dimension], "
@@ -44,17 +47,24 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"]
         raise UserError(f"{path}: {len(embeddings):,} embeddings but {len(ids):,} ids; export them again")
     if len(set(ids)) != len(ids):
         name, count = Counter(ids).most_common(1)[0]
-        raise UserError(f"{path}: the id {name!r} occurs {count} times; every embedding needs its own")
+        raise UserError(f"{path}: the id {shown(name)} occurs {count} times; every embedding needs its own")
     return embeddings.astype(np.float32, copy=False), ids
 
 
-def load_seconds(path: str | os.PathLike) -> Real[np.ndarray, " N"] | None:
-    """Reads the lengths in seconds of the utterances of `load_embeddings`; None if they are missing."""
-    path = storage.place(path)
-    if storage.is_folder(path):
-        return _array(path / "seconds.npy") if storage.exists(path / "seconds.npy") else None
-    with _archive(path) as archive:
-        return _member(archive, path, "seconds") if "seconds" in archive else None
+def load_seconds(path: str | os.PathLike, count: int | None = None) -> Real[np.ndarray, " N"] | None:
+    """Reads the lengths in seconds of the utterances of `load_embeddings`; None if they are missing.
+
+    Raises UserError when they are not `count` finite numbers (None: any number of them).
+    """
+    seconds = _seconds(storage.place(path))
+    if seconds is None:
+        return None
+    if seconds.ndim != 1 or seconds.dtype.kind not in "fiu" or (count is not None and len(seconds) != count):
+        wanted = "one number for each id" if count is None else f"{count:,} numbers, one for each id"
+        raise UserError(f"{path}: 'seconds' must be {wanted}, not {seconds.dtype} {list(seconds.shape)}")
+    if not np.all(np.isfinite(seconds)):
+        raise UserError(f"{path}: 'seconds' holds NaN or infinity; embed the recordings again")
+    return seconds
 
 
 def cosine_scores(
@@ -82,18 +92,27 @@ def score_trials(
     embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: Trials
 ) -> Float64[np.ndarray, " trials"]:
     """Scores each trial by cosine; UserError for unknown utterances and embeddings that are not finite."""
-    enrol_rows, test_rows = trial_rows(ids, trials)
+    return score_rows(embeddings, ids, *trial_rows(ids, trials))
+
+
+def score_rows(
+    embeddings: Float[np.ndarray, "N D"],
+    ids: Sequence[str],
+    enrol_rows: Int[np.ndarray, " trials"],
+    test_rows: Int[np.ndarray, " trials"],
+) -> Float64[np.ndarray, " trials"]:
+    """As score_trials, for trials given by the rows of their two sides."""
     used = np.union1d(enrol_rows, test_rows)
     infinite = used[~np.isfinite(embeddings[used]).all(axis=1)]
     if len(infinite):
         raise UserError(
-            f"{len(infinite):,} of {len(used):,} embeddings hold NaN or infinity, first: {ids[infinite[0]]!r}; "
+            f"{len(infinite):,} of {len(used):,} embeddings hold NaN or infinity, first: {shown(ids[infinite[0]])}; "
             "export them from a checkpoint whose loss was finite"
         )
     zero = used[~embeddings[used].any(axis=1)]
     if len(zero):
-        message = "%d of %d embeddings are all zeros, first: %r; their trials score 0"
-        logging.warning(message, len(zero), len(used), ids[zero[0]])
+        message = "%d of %d embeddings are all zeros, first: %s; their trials score 0"
+        logging.warning(message, len(zero), len(used), shown(ids[zero[0]]))
     return cosine_scores(embeddings, enrol_rows, test_rows)
 
 
@@ -120,36 +139,17 @@ def evaluate(embeddings: Float[np.ndarray, "N D"], ids: Sequence[str], trials: T
     return summarize(score_trials(embeddings, ids, trials), labels)
 
 
-def _array(path: storage.Place) -> np.ndarray:
-    found = _load_array(path)
-    if not isinstance(found, np.ndarray):
-        raise UserError(f"{path}: not one array; embed the recordings again")
-    return found
+def _seconds(path: storage.Place) -> np.ndarray | None:
+    if storage.is_folder(path):
+        return read_npy(path / "seconds.npy", WHAT) if storage.exists(path / "seconds.npy") else None
+    return read_npz(path, WHAT).get("seconds")
 
 
-def _archive(path: storage.Place) -> np.lib.npyio.NpzFile:
-    found = _load_array(path)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: not an .npz archive; wanted are the arrays 'embeddings' and 'ids' in one")
-    return found
-
-
-def _load_array(path: storage.Place) -> np.ndarray | np.lib.npyio.NpzFile:
-    try:
-        return np.load(storage.local(path), allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the embeddings ({error.strerror or 'not a NumPy file'})") from None
-    except UNREADABLE:
-        raise UserError(f"{path}: not a NumPy file of plain arrays; export the embeddings again") from None
-
-
-def _member(archive: np.lib.npyio.NpzFile, path: storage.Place, key: str) -> np.ndarray:
-    if key not in archive:
-        raise UserError(f"{path}: no array {key!r} (it holds {', '.join(map(repr, archive)) or 'nothing'})")
-    try:
-        return archive[key]
-    except UNREADABLE:
-        raise UserError(f"{path}: array {key!r} cannot be read; export the embeddings again") from None
+def _member(found: Mapping[str, np.ndarray], path: storage.Place, key: str) -> np.ndarray:
+    if key not in found:
+        names = ", ".join(shown(name) for name in found) or "nothing"
+        raise UserError(f"{path}: no array {key!r} (it holds {names}); wanted are 'embeddings' and 'ids' in one .npz")
+    return found[key]
 
 
 def _dots(a: Float[np.ndarray, "trials D"], b: Float[np.ndarray, "trials D"]) -> Float[np.ndarray, " trials"]:

@@ -44,7 +44,7 @@ def test_scores_of_another_list_are_refused(systems):
     with pytest.raises(UserError, match=r"line 1: 's0/0 s0/4' is not the list's trial 's0/0 s0/3'"):
         compare(systems / "list.txt", [str(bad), str(good)], systems / "out")
     good.write_text("".join([lines[0], "s0/0 s0/4 high\n", *lines[2:]]))
-    with pytest.raises(UserError, match="line 2: not a score: 's0/0 s0/4 high'"):
+    with pytest.raises(UserError, match="line 2: 'high' is not a score, a finite number"):
         compare(systems / "list.txt", [str(bad), str(good)], systems / "out")
     with pytest.raises(UserError, match="two or more different files"):
         compare(systems / "list.txt", [str(bad), str(bad)], systems / "out")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 
 import commands
 import numpy as np
@@ -10,8 +11,10 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.eval import compare, report
 from sdpn_jax.eval import score as module
 from sdpn_jax.eval.score import score
+from sdpn_jax.eval.trials import Trials, read_trials
 
 
 @pytest.fixture
@@ -172,3 +175,58 @@ def test_output_that_is_a_file(inputs):
     (inputs / "out").write_text("")
     with pytest.raises(UserError, match="cannot write into --output="):
         score(inputs / "e.npz", inputs / "list.txt", inputs / "out")
+
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+def test_trials_without_embeddings_may_be_left_out(inputs):
+    more = "1 wav/id0/0.wav gone/1.wav\n0 gone/2.wav wav/id1/0.wav\n"
+    (inputs / "more.txt").write_text(more + (inputs / "list.txt").read_text())
+    with pytest.raises(UserError, match="2 of 437 trials name utterances without an embedding .*--skip_missing"):
+        score(inputs / "e.npz", inputs / "more.txt", inputs / "out")
+    results = score(inputs / "e.npz", inputs / "more.txt", inputs / "out", skip_missing=True)
+    whole = score(inputs / "e.npz", inputs / "list.txt", inputs / "whole")
+    assert (results["trials"], results["skipped_trials"]) == (435, 2)
+    assert results["eer_percent"] == whole["eer_percent"]
+    listed = (inputs / "out" / "skipped_trials.txt").read_text()
+    assert listed == "1 wav/id0/0.wav gone/1.wav\n2 gone/2.wav wav/id1/0.wav\n"
+    assert "2 trials left out" in module.summary(results, inputs / "out")
+    (inputs / "none.txt").write_text(more)
+    with pytest.raises(UserError, match="all 2 trials name utterances without an embedding"):
+        score(inputs / "e.npz", inputs / "none.txt", inputs / "none", skip_missing=True)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("swapped.txt", "is above 50 %: the labels look swapped"), ("conflict.txt", "both labels"),
+])  # fmt: skip
+def test_lists_that_look_wrong_are_warned_of(tmp_path, name, words, caplog):
+    results = score(CASES / "trials" / "e.npz", CASES / "trials" / name, tmp_path, draws=10, with_page=True)
+    assert any(words in warning for warning in results["warnings"])
+    for place in (caplog.text, (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert words in place
+
+
+def test_an_unreadable_recording_costs_its_trials_alone(tmp_path):
+    from sdpn_jax.speaker import corpus
+
+    written = corpus.embed_corpus([CASES / "one_bad_file" / "c"], tmp_path / "e.npz", "", "statistics")
+    assert (written.embeddings, written.skipped) == (2, 1)
+    trials = CASES / "one_bad_file" / "trials.txt"
+    kept = read_trials(trials).where(np.array([False, True]))
+    assert (kept.enrol, kept.test) == (["s1/a.flac"], ["s2/b.flac"])
+    (tmp_path / "list.txt").write_text("s1/a.flac s1/cut.flac\ns1/a.flac s2/b.flac\n")
+    results = score(tmp_path / "e.npz", tmp_path / "list.txt", tmp_path / "out", skip_missing=True)
+    assert (results["trials"], results["skipped_trials"]) == (1, 1)
+
+
+def test_ids_cannot_steer_pages_and_tables():
+    assert report.in_markdown("a|b<c>\x1b[31m\n") == "a\\|b&lt;c>\\\\x1b[31m\\\\n"
+    assert report.in_html("<script>\x1b") == "&lt;script&gt;\\x1b"
+
+
+def test_scores_of_ids_with_blanks_are_told_apart(inputs):
+    trials = Trials(np.array([1]), ["a b"], ["c"])
+    assert module.write_scores(inputs, trials, {"cosine": np.array([0.5])}, "scores") == ["scores.txt"]
+    assert (inputs / "scores.txt").read_text() == "a b\tc\t0.50000000\n"
+    assert compare.read_scores(inputs / "scores.txt", trials).tolist() == [0.5]

@@ -106,24 +106,24 @@ def test_load_npz_and_folder(tmp_path):
         ({"ids": np.array(["a"]), "embeddings": np.ones(3)}, r"not float64 \[3\]"),
         ({"ids": np.array(["a"]), "embeddings": np.ones((1, 3), int)}, r"not int64 \[1, 3\]"),
         ({"ids": np.array([], "U1"), "embeddings": np.ones((0, 3))}, r"not float64 \[0, 3\]"),
-        ({"ids": np.array(["a", None]), "embeddings": np.ones((2, 3))}, "array 'ids' cannot be read"),
+        ({"ids": np.array(["a", None]), "embeddings": np.ones((2, 3))}, "member ids.npy: items of type object"),
     ],
 )
 def test_bad_npz(tmp_path, arrays, message):
-    with pytest.raises(UserError, match=r"e\.npz: .*" + message):
+    with pytest.raises(UserError, match=r"e\.npz.*" + message):
         scoring.load_embeddings(save(tmp_path / "e.npz", **arrays))
 
 
 def test_files_that_are_no_embeddings(tmp_path):
-    with pytest.raises(UserError, match="cannot read the embeddings .No such file"):
+    with pytest.raises(UserError, match="no such file; give a NumPy file of embeddings"):
         scoring.load_embeddings(tmp_path / "none.npz")
-    with pytest.raises(UserError, match=r"embeddings\.npy: cannot read the embeddings"):
+    with pytest.raises(UserError, match=r"embeddings\.npy: no such file; give"):
         scoring.load_embeddings(tmp_path)
     for content in (b"", b"hello", b"PK\x03\x04 cut short"):
-        with pytest.raises(UserError, match=r"text\.npz: "):
+        with pytest.raises(UserError, match=r"text\.npz"):
             scoring.load_embeddings(write(tmp_path, content, "text.npz"))
     np.save(tmp_path / "embeddings.npy", np.ones((2, 3)))
-    with pytest.raises(UserError, match="not an .npz archive"):
+    with pytest.raises(UserError, match="is not a NumPy file of embeddings"):
         scoring.load_embeddings(tmp_path / "embeddings.npy")
     with pytest.raises(UserError, match=r"ids\.txt: cannot read the list of ids"):
         scoring.load_embeddings(tmp_path)
@@ -138,5 +138,5 @@ def test_damaged_npz(tmp_path):
     content = bytearray(path.read_bytes())
     content[2000:2100] = bytes(100)
     path.write_bytes(content)
-    with pytest.raises(UserError, match="array 'embeddings' cannot be read"):
+    with pytest.raises(UserError, match="is not a NumPy file of embeddings"):
         scoring.load_embeddings(path)

@@ -1,6 +1,7 @@
 """Trial lists of every form, good and bad, and the matching of ids against its definition."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,12 @@ from hypothesis import strategies as st
 
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import scoring
-from sdpn_jax.eval.trials import Trials, add_models, match_ids, read_models, read_trials, trial_rows
+from sdpn_jax.eval.forms import LABELS
+from sdpn_jax.eval.matching import match_ids
+from sdpn_jax.eval.models import add_models, read_models
+from sdpn_jax.eval.trials import Trials, numbered_sides, read_trials, suspicions, trial_rows
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def write(tmp_path, text, name="trials.txt"):
@@ -87,25 +93,101 @@ def test_error_rates_need_labels(tmp_path):
 
 
 def test_models_of_several_utterances(tmp_path):
-    models = read_models(write(tmp_path, "m1 a.wav b.wav\r\n\nm2 c\nm1 c.wav\n"))
+    trials = Trials(np.array([1, 0]), ["m1", "m2"], ["x/a.wav", "x/a.wav"])
+    models = read_models(write(tmp_path, "m1 a.wav b.wav\r\n\nm2 c\nm1 c.wav\nm3 a.wav\n"), trials)
     assert models == {"m1": ["a.wav", "b.wav", "c.wav"], "m2": ["c"]}
+    models["m1"] = ["x/a.wav", "x/b.wav", "x/c.wav"]
+    models["m2"] = ["x/c.wav"]
     embeddings = np.array([[2, 0], [0, 5], [-3, 0]], np.float32)
-    together, ids = add_models(embeddings, ["x/a.wav", "x/b.wav", "x/c.wav"], models)
-    assert ids == ["x/a.wav", "x/b.wav", "x/c.wav", "m1", "m2"]
+    together, ids, warnings = add_models(embeddings, ["x/a.wav", "x/b.wav", "x/c.wav"], models, trials)
+    assert ids == ["x/a.wav", "x/b.wav", "x/c.wav", "m1", "m2"] and warnings == []
     np.testing.assert_allclose(together, [*embeddings, [0, 1 / 3], [-1, 0]], atol=1e-7)
-    with pytest.raises(UserError, match=r"2 utterances of the models cannot be found .* first: 'b\.wav' has no emb"):
-        add_models(embeddings[:1], ["x/a.wav"], models | {"m2": ["a.wav"]})
+    with pytest.raises(UserError, match=r"2 utterances of the models cannot be found .* first: 'x/b\.wav' has no emb"):
+        add_models(embeddings[:1], ["x/a.wav"], models, trials)
+    together, ids, warnings = add_models(embeddings[:1], ["x/a.wav"], models, trials, skip_missing=True)
+    assert ids == ["x/a.wav", "m1"], "m2 has no utterance left"
+    np.testing.assert_allclose(together, [[2, 0], [1, 0]], atol=1e-7)
+    assert warnings[0].startswith("2 of 3 enrolment utterances have no embedding and are left out, first: 'x/b.wav'")
     with pytest.raises(UserError, match="line 2: a model without an utterance: 'm2'"):
-        read_models(write(tmp_path, "m1 a\nm2\n"))
+        read_models(write(tmp_path, "m1 a\nm2\n"), trials)
     with pytest.raises(UserError, match="the list of models is empty"):
-        read_models(write(tmp_path, "\n"))
+        read_models(write(tmp_path, "\n"), trials)
+    with pytest.raises(UserError, match="none of its 2 models, such as 'n1', is named in the trial list"):
+        read_models(write(tmp_path, "n1 a b\nn2 c\n"), trials)
+
+
+def test_utterances_before_their_models():
+    """A file of Kaldi's utt2spk in place of its spk2utt."""
+    trials = read_trials(CASES / "models" / "trials.txt")
+    models = read_models(CASES / "models" / "utt2spk", trials)
+    assert models["id10270-enroll"] == ["id10270/vid0/00001.wav", "id10270/vid0/00002.wav"]
+
+
+def test_a_table_of_models(tmp_path):
+    trials = Trials(np.array([1]), ["m1"], ["t.sph"])
+    assert read_models(write(tmp_path, "modelid\tsegmentid\nm1\ta.sph\nm1\tb.sph\n"), trials) == {
+        "m1": ["a.sph", "b.sph"]
+    }
+
+
+@pytest.mark.parametrize("name, labels", [
+    ("float.csv", [1, 0]), ("nontarget_caps.txt", [1, 0, 0]), ("path12.csv", [1, 0]), ("plain_sc.csv", [1, 0]),
+    ("sitw_key.lst", [1, 0, 0]), ("voices.lst", [1, 0, 0]), ("speakers.csv", [1, 0]), ("truefalse.csv", [1, 0]),
+    ("vox.txt", [1, 0, 0]),
+])  # fmt: skip
+def test_lists_as_corpora_write_them(name, labels):
+    trials = read_trials(CASES / "trials" / name)
+    assert trials.labels[: len(labels)].tolist() == labels
+    assert trials.enrol[0].startswith("id10270/vid0/00001") and trials.test[0].endswith("id10270/vid0/00002.wav")
+    embeddings, ids = scoring.load_embeddings(CASES / "trials" / "e.npz")
+    assert scoring.evaluate(embeddings, ids, trials)["eer_percent"] < 50
+
+
+@pytest.mark.parametrize("text, labels", [
+    ("modelid\tsegmentid\tside\ttargettype\nm1\ta.sph\ta\ttarget\nm1\tb.sph\tb\tnontarget\n", [1, 0]),
+    ('{"enrol": "a.wav", "test": "b.wav", "label": true}\n{"enrol": "a.wav", "test": "c.wav", "label": 0}\n', [1, 0]),
+    ("1 a b\n-1 a c\n", [1, 0]), ("1.0 a b\n0.0 a c\n", [1, 0]), ("a b same\na c DIFFERENT\n", [1, 0]),
+    ("yes,a,b\nno,a,c\n", [1, 0]), ("enrol\ttest\tkey\na\tb\ttgt\na\tc\timp\n", [1, 0]),
+])  # fmt: skip
+def test_labels_in_other_words(tmp_path, text, labels):
+    assert read_trials(write(tmp_path, text)).labels.tolist() == labels
+
+
+def test_one_embedding_stands_for_one_utterance():
+    """Two speakers' utterances of one name were both taken for the embedding of that name."""
+    embeddings, ids = scoring.load_embeddings(CASES / "end_of_id" / "embeddings.npz")
+    with pytest.raises(UserError, match="utterances that share an embedding with another name.* both fit '"):
+        scoring.evaluate(embeddings, ids, read_trials(CASES / "end_of_id" / "trials.txt"))
+
+
+@pytest.mark.parametrize("name, words", [
+    ("conflict.txt", "both labels, target and nontarget"), ("self.txt", "an utterance with itself"),
+])  # fmt: skip
+def test_lists_that_look_wrong(name, words):
+    trials = read_trials(CASES / "trials" / name)
+    assert any(words in sentence for sentence in suspicions(trials, *numbered_sides(trials)))
+
+
+def test_suspicions_are_counted():
+    enrol, test = ["a", "b", "a", "c", "d"], ["b", "a", "b", "c", "e"]
+    trials = Trials(np.array([1, 0, 1, 1, 0]), enrol, test, [2, 4, 6, 8, 9], "t")
+    assert suspicions(trials, *numbered_sides(trials)) == [
+        "t: 1 of 5 trials (first: line 8) is of an utterance with itself",
+        "t: 1 pair has both labels, target and nontarget, first in lines 2 and 4",
+    ]
+    again = Trials(np.array([1, 0, 1]), ["a", "b", "b"], ["b", "c", "a"], [1, 2, 3], "t")
+    assert suspicions(again, *numbered_sides(again)) == [
+        "t: 1 of 3 trials (first: line 3) is of the same pair twice or more, in this order or the other"
+    ]
+    honest = read_trials(CASES / "trials" / "vox.txt")
+    assert suspicions(honest, *numbered_sides(honest)) == []
 
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=12)
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 1), names, names.filter(lambda n: n not in ("target", "nontarget"))), min_size=1),
+    st.lists(st.tuples(st.integers(0, 1), names, names.filter(lambda n: n.lower() not in LABELS)), min_size=1),
     st.booleans(),
     st.sampled_from(["\n", "\r\n", "\n\n", " \n"]),
 )
@@ -119,13 +201,16 @@ def test_reads_back_what_was_written(tmp_path_factory, trials, kaldi, end):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 a b\n2 a c\n", r"trials\.txt, line 2: not a trial: '2 a c'; wanted is '1 enrol test' or '0 enrol test'$"),
-        ("1 a b\n\n1 a\n", r"line 3: not a trial: '1 a'"),
-        ("1 a b\na b target\n", r"line 2: not a trial: 'a b target'"),
-        ("a b target\n1 a b\n", r"line 2: not a trial: '1 a b'; wanted is 'enrol test target'"),
+        ("1 a b\n2 a c\n", r"trials\.txt, line 2: field 1, '2', is no label: wanted is 1 or 0, target or"),
+        ("1 a b\n\n1 a\n", r"line 3: 2 fields in '1 a'; wanted is '1 enrol test'"),
+        ("1 a b\n0 c d\na b target\n", r"line 3: field 1, 'a', is no label"),
+        ("a b target\nc d nontarget\n1 a b\n", r"line 3: field 3, 'b', is no label"),
+        ("a b targt\n", r"line 1: not a trial: neither field 1, 'a', nor field 3, 'targt', is a label"),
         ("1 my file.wav b.wav\n", r"line 1: .*'1 my file\.wav b\.wav'.*paths with spaces need commas"),
-        ("a b Target\n", r"line 1: not a trial"),
-        ("1 " + 1000 * "x", r"line 1: not a trial: '1 x{198}\.\.\.'"),
+        ("1 a b\n-1 c d\n0 e f\n", r"both -1 .first in line 2. and 0 .line 3. are labels"),
+        ('a,b,1\n"a,c,0\n', r"line 2: .* is no row of a table"),
+        ("1 a b\n1 a \x1b[31m\x00c\n", r"line 2: a NUL byte"),
+        ("1 " + 1000 * "x", r"line 1: .*1 xxx.*\.\.\.'"),
         ("", "the trial list is empty"),
         (" \r\n\n", "the trial list is empty"),
         (b"\xff\xfe1\x00", "not a text file in UTF-8"),
@@ -187,7 +272,10 @@ def test_matching_equals_the_definition(ids, wanted):
     found, faults = match_ids(ids, wanted)
     assert found.keys() | faults.keys() == set(wanted)
     for name in wanted:
-        assert (sorted(faults[name]) if name in faults else [found[name]]) == rows_by_definition(ids, name)
+        rows = rows_by_definition(ids, name)
+        assert (sorted(faults[name]) if name in faults else [found[name]]) == rows
+        shared = len(rows) == 1 and any(rows_by_definition(ids, other) == rows for other in set(wanted) - {name})
+        assert (name in faults) == (len(rows) != 1 or shared), "one to one, or not at all"
 
 
 def test_missing_utterances_are_counted_and_shown_with_their_lines():

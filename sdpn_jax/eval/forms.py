@@ -1,0 +1,258 @@
+"""The forms in which lists write a trial, and which of them a list has."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sdpn_jax.eval.text import shown
+
+AUDIO_EXTENSIONS = frozenset(
+    ("wav", "flac", "mp3", "m4a", "mp4", "aac", "ogg", "opus", "webm", "wma", "aif", "aiff", "sph", "spx")
+)
+TARGET = "1 1.0 +1 true t yes y target tgt tar same positive pos genuine match"
+NONTARGET = (
+    "0 0.0 false f no n nontarget non-target non_target impostor imposter imp non different diff negative neg "
+    "mismatch nonmatch non-match"
+)
+LABELS: dict[str, int] = {
+    **dict.fromkeys(TARGET.split(), 1), **dict.fromkeys(NONTARGET.split(), 0), **dict.fromkeys(("-1", "-1.0"), -1)
+}  # fmt: skip
+WANTED_LABELS = "1 or 0, target or nontarget, tgt or imp, true or false, yes or no, same or different"
+NOUNS = "id utt utterance uttid file filename path filepath wav audio recording rec speech sample segment".split()
+ENROLMENTS = "enrol enroll enrolment enrollment model ref reference"
+HEADINGS = {  # of tables, in small letters and digits alone
+    "label": frozenset(
+        "label labels target targets istarget targettype trialtype key same samespeaker issame issamespeaker y match "
+        "groundtruth".split()
+    ),
+    "enrol": frozenset(
+        [f"{side}{noun}" for side in ENROLMENTS.split() for noun in ("", *NOUNS)]
+        + [f"{noun}{one}" for noun in NOUNS for one in ("1", "a")]
+        + "left speakermodel modelname enrolname enrollname".split()
+    ),
+    "test": frozenset(
+        [f"{side}{noun}" for side in ("test", "probe") for noun in ("", *NOUNS)]
+        + [f"{noun}{two}" for noun in NOUNS for two in ("2", "b")]
+        + "segment segmentid right testname".split()
+    ),
+}  # fmt: skip
+SEPARATORS = ("\t", ",", ";", None)  # None: white space
+LOOKED_AT = 1000  # lines, to choose among the forms that the first line may have
+Trial: TypeAlias = tuple[int | None, str, str]  # label, enrol, test
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A trial as fields of a line: their separator (None: white space), their number, and which is which.
+
+    label: None where there is none.
+    """
+
+    separator: str | None
+    width: int
+    label: int | None
+    enrol: int
+    test: int
+
+    def trial(self, line: str) -> Trial:
+        """(label, enrol, test) of one line; ValueError says which part of it is wrong."""
+        fields = split(line, self.separator)
+        if len(fields) != self.width:
+            hint = " (paths with spaces need commas: 1,enrol,test)" if not self.separator and len(fields) > 3 else ""
+            raise ValueError(f"{_counted(fields)} in {shown(line.strip())}; wanted is {self.example()}{hint}")
+        enrol, test = fields[self.enrol], fields[self.test]
+        if not enrol or not test:
+            empty = self.test if enrol else self.enrol
+            raise ValueError(f"field {empty + 1}, {'test' if enrol else 'enrol'}, is empty")
+        if self.label is None:
+            return None, enrol, test
+        text = fields[self.label]
+        label = LABELS.get(text)
+        if label is None:
+            label = LABELS.get(text.lower())
+        if label is None:
+            raise ValueError(f"field {self.label + 1}, {shown(text)}, is no label: wanted is {WANTED_LABELS}")
+        return label, enrol, test
+
+    def example(self) -> str:
+        """A line of this form, in quotes."""
+        columns = ["..."] * self.width
+        columns[self.enrol], columns[self.test] = "enrol", "test"
+        if self.label is not None:
+            columns[self.label] = "1"
+        return repr((self.separator or " ").join(columns))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """A trial as a JSON object on a line: the keys of its parts; label: None where there is none."""
+
+    label: str | None
+    enrol: str
+    test: str
+
+    def trial(self, line: str) -> Trial:
+        """(label, enrol, test) of one line; ValueError says which part of it is wrong."""
+        found = json_object(line)
+        if found is None:
+            raise ValueError(f"{shown(line.strip())} is no JSON object, as this list's first line is")
+        for key in (self.label, self.enrol, self.test):
+            if key is not None and key not in found:
+                raise ValueError(f"the object has no {shown(key)}")
+        for key in (self.enrol, self.test):
+            if not isinstance(found[key], str) or not found[key].strip():
+                raise ValueError(f"{shown(key)} must be a string, not {_short(found[key])}")
+        if self.label is None:
+            return None, found[self.enrol], found[self.test]
+        value = found[self.label]
+        label = LABELS.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
+        if label is None:
+            wrong = f"{shown(self.label)}, {_short(value)}, is no label"
+            raise ValueError(f"{wrong}: wanted is {WANTED_LABELS}")
+        return label, found[self.enrol], found[self.test]
+
+
+Form: TypeAlias = Fields | Objects
+
+
+def split(line: str, separator: str | None) -> list[str]:
+    """The fields of one line, which may stand in double quotes but for white space; ValueError for broken quotes."""
+    if separator is None:
+        return line.split()
+    if '"' not in line:
+        return [field.strip() for field in line.split(separator)]
+    try:
+        rows = csv.reader([line.strip("\r\n ")], delimiter=separator, skipinitialspace=True, strict=True)
+        return [field.strip() for field in next(rows)]
+    except csv.Error as error:
+        raise ValueError(f"{shown(line.strip())} is no row of a table ({error})") from None
+
+
+def json_object(line: str) -> dict[str, Any] | None:
+    """The JSON object that a line holds; None if it holds none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def columns_of(words: Sequence[str], headings: Mapping[str, frozenset[str]] = HEADINGS) -> dict[str, int]:
+    """Finds a heading's columns: {role: which word}, the first where several would do.
+
+    Raises ValueError where two columns may be the label.
+    """
+    plain = [re.sub(r"[\W_]", "", word.lower()) for word in words]
+    found = {role: [i for i, word in enumerate(plain) if word in known] for role, known in headings.items()}
+    if {"enrol", "test"} <= {role for role, places in found.items() if places} and len(found.get("label", ())) > 1:
+        one, other = found["label"][:2]
+        raise ValueError(f"both {shown(words[one])} and {shown(words[other])} may be the label: rename one of them")
+    return {role: places[0] for role, places in found.items() if places}
+
+
+def recognise(lines: Sequence[str]) -> tuple[Form, bool]:
+    """Recognises a list's form from its first lines: (form, whether the first is a heading).
+
+    Where the first line may have several forms, that one which most lines have. ValueError says what is wrong with the
+    first line if it has none.
+    """
+    first = lines[0]
+    if first.lstrip().startswith("{") and (found := json_object(first)):
+        keys = list(found)
+        roles = {role: keys[i] for role, i in columns_of(keys).items()}
+        if not {"enrol", "test"} <= set(roles):
+            raise ValueError(f"the object's keys {shown(', '.join(keys))} do not name both sides: enrol and test")
+        return Objects(roles.get("label"), roles["enrol"], roles["test"]), False
+    rows = {separator: _fields_of(first, separator) for separator in SEPARATORS}
+    for separator, fields in rows.items():
+        roles = columns_of(fields)
+        if {"enrol", "test"} <= set(roles):
+            return Fields(separator, len(fields), roles.get("label"), roles["enrol"], roles["test"]), True
+    forms = _forms(rows)
+    if not forms:
+        raise ValueError(_why_no_form(first, rows))
+    sample = lines[:LOOKED_AT]
+    return max(forms, key=lambda form: sum(_fits(form, line) for line in sample)), False
+
+
+def _fields_of(line: str, separator: str | None) -> list[str]:
+    try:
+        return split(line, separator)
+    except ValueError:
+        return []
+
+
+def _forms(rows: Mapping[str | None, list[str]]) -> list[Fields]:
+    """The forms that a line with these fields may have, the likeliest first."""
+    words, firsts, numbers, longer, unlabelled = [], [], [], [], []
+    for separator in (None, "\t", ",", ";"):
+        fields = rows[separator]
+        if separator is None and any(field.endswith((",", ";")) for field in fields):
+            continue  # `a, b, 1`
+        size = len(fields)
+        if size < 3:
+            continue
+        first, third = (fields[i].lower() in LABELS for i in (0, 2))
+        if size > 3:
+            if first != third and (separator or _is_clear(fields, 0 if first else 2)):
+                longer.append(Fields(separator, size, *((0, 1, 2) if first else (2, 0, 1))))
+            continue
+        if third:
+            (words if _is_word(fields[2]) else numbers).append(Fields(separator, 3, 2, 0, 1))
+        if first:
+            firsts.append(Fields(separator, 3, 0, 1, 2))
+    for separator, fields in rows.items():
+        if len(fields) == 2 and all(fields) and fields[0].lower() not in LABELS:
+            unlabelled.append(Fields(separator, 2, None, 0, 1))
+    return words + firsts + numbers + longer + unlabelled
+
+
+def _is_clear(fields: Sequence[str], label: int) -> bool:
+    """Whether white space surely parts more than three fields, and is not within a path."""
+    if label == 2 and _is_word(fields[2]):
+        return True
+    sides = (1, 2) if label == 0 else (0, 1)
+    return all(is_audio(fields[i]) for i in sides) and not any(is_audio(field) for field in fields[3:])
+
+
+def _is_word(label: str) -> bool:
+    """Whether a label can hardly be an id: `target`, not `1` or `y`."""
+    return len(label) > 1 and label[0].isalpha()
+
+
+def is_audio(name: str) -> bool:
+    """Whether a name ends in an extension of audio."""
+    return name.rpartition(".")[2].lower() in AUDIO_EXTENSIONS and "." in name
+
+
+def _fits(form: Form, line: str) -> bool:
+    try:
+        form.trial(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _why_no_form(line: str, rows: Mapping[str | None, list[str]]) -> str:
+    """Says what is wrong with a list's first line."""
+    if '"' in line and all(not rows[separator] for separator in ("\t", ",", ";")):
+        return f"{shown(line.strip())} has broken quotes"
+    fields = next((rows[separator] for separator in SEPARATORS if len(rows[separator]) == 3), None)
+    heading = "; of a table the first line must name the columns: enrol, test, label"
+    if fields:
+        parts = f"neither field 1, {shown(fields[0])}, nor field 3, {shown(fields[2])}, is a label"
+        return f"not a trial: {parts}: wanted is {WANTED_LABELS}{heading}"
+    fields = max(rows.values(), key=len)
+    hint = " (paths with spaces need commas: 1,enrol,test)" if len(rows[None]) > 3 else ""
+    return f"not a trial: {_counted(fields)} in {shown(line.strip())}; wanted is '1 enrol test'{hint}{heading}"
+
+
+def _short(value: object) -> str:
+    return type(value).__name__ if isinstance(value, (dict, list)) else shown(value)
+
+
+def _counted(fields: Sequence[str]) -> str:
+    return "1 field" if len(fields) == 1 else f"{len(fields)} fields"
