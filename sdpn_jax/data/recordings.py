@@ -34,10 +34,10 @@ def find_utterances(source: str | os.PathLike) -> list[Cut]:
 
     A folder: all audio files below it, ids their paths relative to it with '/' and extension, as VoxCeleb's trial lists
     write them; folders `wav` and `aac` that hold everything are left out of the ids, so that VoxCeleb's own root will
-    do. A text file: a path on each line, ids relative to the folder that all have in common. Kaldi's `wav.scp`, or the
-    folder that holds one: `id path` on each line; `segments` beside it names stretches. A manifest of JSON lines as
-    NeMo or Lhotse write it. Relative paths: to the list's folder or, if nothing is there, to the working directory.
-    Raises UserError when it is missing, empty or malformed.
+    do. A text file: a path on each line, ids relative to the folder that all have in common; or `id path`, where only
+    what follows the id exists. Kaldi's `wav.scp`, or the folder that holds one: `id path` on each line; `segments`
+    beside it names stretches. A manifest of JSON lines as NeMo or Lhotse write it. Relative paths: to the list's folder
+    or, if nothing is there, to the working directory. Raises UserError when it is missing, empty or malformed.
     """
     source = storage.place(source)
     is_folder = storage.is_folder(source)
@@ -115,9 +115,10 @@ def _names_below(folder: Path) -> Iterator[str]:
 def _of_list(path: storage.Place) -> list[Cut]:
     if path.name.lower().endswith(MANIFESTS):
         return _of_manifest(path)
-    if path.suffix != ".scp":
-        return _by_paths(path, [(line, 0.0, None, None) for _, line in _lines(path)])
-    recordings = _of_scp(path)
+    lines = _lines(path)
+    if path.suffix != ".scp" and not _name_ids(path, [line for _, line in lines]):
+        return _by_paths(path, [(line, 0.0, None, None) for _, line in lines])
+    recordings = _of_scp(path, lines)
     segments = path.with_name("segments")
     return _of_segments(segments, recordings) if storage.exists(segments) else list(recordings.values())
 
@@ -147,9 +148,21 @@ def _inflated(path: storage.Place, data: bytes) -> bytes:
     return text
 
 
-def _of_scp(path: storage.Place) -> dict[str, Cut]:
+def _name_ids(path: storage.Place, lines: list[str]) -> bool:
+    """Whether a list has `id path` on its lines, as SITW's and CN-Celeb's enrolments: only what follows exists."""
+    rests = [line.split(None, 1)[1] for line in lines[:LOOKED_AT] if len(line.split(None, 1)) == 2]
+    folders = path.parent, storage.place(".")
+    there = lambda names: any(_is_there(folder, name) for folder in folders for name in names)  # noqa: E731
+    return bool(rests) and not there(lines[:LOOKED_AT]) and there(rests)
+
+
+def _is_there(folder: storage.Place, location: str) -> bool:
+    return storage.exists(location if storage.is_bucket(location) else folder / location)
+
+
+def _of_scp(path: storage.Place, lines: list[tuple[int, str]]) -> dict[str, Cut]:
     rows = []
-    for number, line in _lines(path):
+    for number, line in lines:
         fields = line.split(None, 1)
         if len(fields) < 2:
             raise UserError(f"{path}, line {number}: expected 'id path', found {line[:200]!a}")

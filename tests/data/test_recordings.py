@@ -89,6 +89,17 @@ def test_paths_relative_to_the_working_directory(tmp_path, monkeypatch):
     assert [cut.path.resolve() for cut in find_utterances("lists/files.txt")] == [tmp_path / "data" / "a.wav"]
 
 
+def test_lists_with_ids_before_their_paths(tmp_path):
+    """As SITW's and CN-Celeb's enrolments; a blank within a path does not make the first part of it an id."""
+    touch(tmp_path, "audio/x.sph", "audio/y z.sph", "b c.wav")
+    (tmp_path / "enroll.lst").write_text("12345 audio/x.sph\n67890 audio/y z.sph\n")
+    assert find_utterances(tmp_path / "enroll.lst") == [
+        Cut("12345", tmp_path / "audio/x.sph"), Cut("67890", tmp_path / "audio/y z.sph")
+    ]  # fmt: skip
+    (tmp_path / "list.txt").write_text("b c.wav\naudio/x.sph\n")
+    assert ids(tmp_path / "list.txt") == ["audio/x.sph", "b c.wav"]
+
+
 @pytest.mark.parametrize("source", ["kaldi", "kaldi/wav.scp"])
 def test_segments_of_a_kaldi_data_folder(source):
     path = CASES / "wav_scp" / "kaldi" / ".." / "a.wav"
