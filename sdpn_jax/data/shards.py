@@ -254,10 +254,14 @@ def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
 
 
 def read_shard(path: str | os.PathLike) -> Iterator[bytes]:
-    """Yields the records of one shard, in order."""
-    reader = ArrayRecordReader(str(path))
+    """Yields the records of one shard, in order; UserError for a damaged one."""
+    reader, number = None, 0
     try:
-        for i in range(reader.num_records()):
-            yield reader.read([i])[0]
-    finally:
+        reader = ArrayRecordReader(str(path))
+        for number in range(reader.num_records()):
+            yield reader.read([number])[0]
         reader.close()
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+        raise UserError(
+            f"{path}, record {number} is damaged ({shown(error, 200)}): delete the shard and run sdpn prepare again"
+        ) from error

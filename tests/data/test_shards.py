@@ -153,3 +153,13 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(two_shards, tmp_path
     told["shards"][0]["sha256"] = "another"
     (elsewhere / "metadata.json").write_text(json.dumps(told))
     assert shards.open_shards(elsewhere).fingerprint() != first
+
+
+def test_a_damaged_shard_read_from_its_beginning_is_named(two_shards):
+    path = two_shards / "0.array_record"
+    assert len(list(shards.read_shard(path))) == 3
+    data = bytearray(path.read_bytes())
+    data[80:200] = bytes(120)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"0\.array_record, record 0 is damaged .*: delete the shard"):
+        list(shards.read_shard(path))
