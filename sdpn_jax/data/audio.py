@@ -114,12 +114,13 @@ def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> F
 def _to_16_khz(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) -> np.ndarray:
     resampler, samples, loudest = None, bytearray(), 0.0
     for rate, block in blocks:
-        if not np.isfinite(block).all():
+        low, high = float(block.min(initial=0)), float(block.max(initial=0))
+        if not np.isfinite([low, high]).all():  # a NaN would be both
             raise AudioError("NaN or infinite samples")
-        loudest = max(loudest, float(np.abs(block).max(initial=0)))
-        mono = _one_channel(block, channel)
-        if not np.isfinite(mono).all():  # finite samples near the end of float32's range overflow
+        loudest = max(loudest, -low, high)
+        if loudest > INTEGER_SCALES[-1]:  # the mean or the resampling might overflow
             raise AudioError("samples too large")
+        mono = _one_channel(block, channel)
         if rate != SAMPLE_RATE:
             resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
             mono = resampler.resample_chunk(mono)
@@ -141,8 +142,6 @@ def _checked(mono: np.ndarray, loudest: float) -> np.ndarray:
     """The samples, scaled if they are integers; `loudest` is the greatest of all channels."""
     if not len(mono):
         raise AudioError("no samples")
-    if not np.isfinite(mono).all() or loudest > INTEGER_SCALES[-1]:
-        raise AudioError("samples too large")
     if len(mono) < MIN_SECONDS * SAMPLE_RATE:
         raise AudioError(f"shorter than {MIN_SECONDS} s")
     if loudest > INTEGER_PEAK:
