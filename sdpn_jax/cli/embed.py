@@ -56,7 +56,8 @@ def embed(
 
     if not model and encoder != "statistics":
         raise UserError("--model is missing: a model folder, a training workdir or a PyTorch checkpoint")
-    path = output.removesuffix(ENDS[format]) + ENDS[format]
+    base = next((output.removesuffix(end) for end in ENDS.values() if end and output.endswith(end)), output)
+    path = base + ENDS[format]
     reading = reading_of(channel, max_seconds)
     written = corpus.embed_corpus(
         recordings, path, model, encoder, step, crops, crop_seconds, task_index, task_count, reading
