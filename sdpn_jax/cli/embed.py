@@ -71,6 +71,6 @@ def embed(
         if written.skipped:
             print(f"{written.skipped} recordings skipped, listed in {written.reasons}")
         for hint, count in written.hints.items():
-            print(f"{count} recordings are {hint}: their embeddings may be worse")
+            print(f"{hint}: {count} of {written.embeddings} recordings, whose embeddings may be worse")
         print(f"{written.embeddings} embeddings of {written.dimension} dimensions written to {written.output}")
     return 0

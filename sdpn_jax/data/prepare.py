@@ -368,11 +368,11 @@ def describe(metadata: dict, output: str | os.PathLike) -> str:
     versions = f"each clean and {metadata['augmentations']} times augmented"
     if metadata["store"] == "waveform":
         versions = "as waveforms, with a bank of noise and rooms (bank.npz) to augment them on the accelerator"
-    hints = ", ".join(f"{count} {hint}" for hint, count in metadata.get("hints", {}).items())
+    hints = "; ".join(f"{hint}: {count} of them" for hint, count in metadata.get("hints", {}).items())
     return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, {versions}\n"
         f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}\n"
-        + (f"of these {hints}: such recordings make worse embeddings\n" if hints else "")
+        + (f"{hints}; such recordings make worse embeddings\n" if hints else "")
         + f"{metadata['skipped']} files skipped, listed in {storage.place(output) / 'skipped.txt'}\n"
         f"written: {len(metadata['shards'])} shards and metadata.json in {output}"
     )

@@ -302,3 +302,13 @@ def test_command_line(corpus, tmp_path):
     assert "Traceback" not in missing.stderr
     shown = run("--help").stdout
     assert all(f"--{flag}" in shown for flag in ("input", "output", "noise", "rirs", "augmentations", "seed"))
+
+
+def test_what_may_spoil_embeddings_is_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number, seconds in enumerate((0.5, 1.5)):
+        soundfile.write(tmp_path / "in" / f"{number}.wav", 0.1 * rng.normal(size=int(16000 * seconds)), 16000)
+    metadata = prepare.prepare(tmp_path / "in", tmp_path / "out", augmentations=0, workers=1)
+    assert metadata["hints"] == {"under one second": 1}
+    assert "under one second: 1 of them" in prepare.describe(metadata, tmp_path)

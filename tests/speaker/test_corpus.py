@@ -156,3 +156,8 @@ def test_ids_of_any_bytes_are_written(tmp_path, name):
     else:
         path = tmp_path / ("x.scp" if name == "x.ark" else "folder/ids.txt")
         assert path.read_bytes().startswith(b"caf\xe9")
+
+
+def test_what_may_spoil_embeddings_is_counted(recordings, tmp_path):
+    written = corpus.embed_corpus([recordings], tmp_path / "e.npz", "", "statistics")
+    assert written.hints == {"under one second": 3}, "of 0.25, 0.5, 0.75, 1.0, ... s"
