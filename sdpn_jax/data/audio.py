@@ -147,8 +147,9 @@ def _checked(mono: np.ndarray, loudest: float) -> np.ndarray:
     if loudest > INTEGER_PEAK:
         scale = next(scale for scale in INTEGER_SCALES if loudest <= scale)
         mono, loudest = mono / np.float32(scale), loudest / scale
-    if np.abs(mono - mono.mean()).max() < SILENCE_PEAK:
-        if loudest < SILENCE_PEAK or loudest < 2 * np.abs(mono).max():
+    low, high, mean = float(mono.min()), float(mono.max()), float(mono.mean(dtype=np.float64))
+    if max(high - mean, mean - low) < SILENCE_PEAK:
+        if loudest < SILENCE_PEAK or loudest < 2 * max(high, -low):
             raise AudioError("silent")
         raise AudioError("silent: its channels cancel each other, or others than the one that is read hold the sound; "
                          "choose one with --channel")  # fmt: skip
@@ -158,13 +159,13 @@ def _checked(mono: np.ndarray, loudest: float) -> np.ndarray:
 def hints_of(waveform: Float32[np.ndarray, " N"]) -> list[str]:
     """Says what of a 16 kHz waveform spoils embeddings: telephone bandwidth, clipping, less than a second."""
     hints = []
-    size = np.abs(waveform)
+    low, high = 0.999 * waveform.min(), 0.999 * waveform.max()
     middle = waveform[max(0, len(waveform) - LOOKED_AT) // 2 :][:LOOKED_AT]
     power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) ** 2
     above = round(TELEPHONE_HZ * 2 / SAMPLE_RATE * len(power))
     if power[above:].sum() < 10 ** (TELEPHONE_DB / 10) * power.sum():
         hints.append("telephone bandwidth")
-    if np.mean(size >= 0.999 * size.max()) > CLIPPED_SHARE:
+    if np.mean(waveform >= high if high >= -low else waveform <= low) > CLIPPED_SHARE:
         hints.append("clipped")
     if len(waveform) < SHORT_SECONDS * SAMPLE_RATE:
         hints.append("under one second")

@@ -10,7 +10,7 @@ import scipy.fft
 import scipy.signal
 from jaxtyping import Float, Float32
 
-FRAMES_AT_ONCE = 256
+FRAMES_AT_ONCE, FRAMES_OF_A_STRETCH = 256, 2**16
 TAIL_FRAMES = 3  # frames that see both the utterance's last samples and the silence after it
 
 
@@ -38,13 +38,24 @@ def mel_power(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Float3
 
     Centred frames with reflect padding, librosa's filterbank on the HTK scale without Slaney normalisation.
     """
-    half = settings.n_fft // 2
-    return _power_of_frames(np.pad(np.asarray(waveform, np.float32), half, mode="reflect"), settings)
+    waveform, half = np.asarray(waveform, np.float32), settings.n_fft // 2
+    frames = 1 + len(waveform) // settings.hop
+    # In stretches, so that hours of audio are not copied; the last one is long enough to reflect in.
+    starts = [*range(0, max(1, frames - TAIL_FRAMES - 1), FRAMES_OF_A_STRETCH), frames]
+    mel = np.empty((frames, settings.mel_bins), np.float32)
+    for start, stop in zip(starts, starts[1:], strict=False):
+        first, last = start * settings.hop - half, (stop - 1) * settings.hop + half
+        seen = waveform[max(0, first) : last]
+        padded = np.pad(seen, (max(0, -first), max(0, last - len(waveform))), mode="reflect")
+        mel[start:stop] = _power_of_frames(padded, settings)
+    return mel
 
 
 def log_mel(waveform: Waveform, settings: FeatureSettings = DEFAULT) -> Float32[np.ndarray, "T F"]:
     """Computes log(mel_power + floor) of a waveform."""
-    return np.log(mel_power(waveform, settings) + np.float32(settings.floor))
+    power = mel_power(waveform, settings)
+    power += np.float32(settings.floor)
+    return np.log(power, out=power)
 
 
 def tail_start(num_samples: int, settings: FeatureSettings = DEFAULT) -> int:

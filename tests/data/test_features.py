@@ -72,3 +72,12 @@ def test_padding_equals_silence_after_the_waveform(num_samples, frames, seed):
     padded = features.pad_with_silence(features.log_mel(waveform), features.silence_tail(waveform), num_samples, frames)
     expected = reference(np.pad(waveform, (0, frames * 160 + 1000)))[:frames]
     np.testing.assert_allclose(padded, expected, atol=3e-4)
+
+
+@given(st.integers(1600, 40000), st.integers(5, 64))
+def test_stretches_have_no_seams(num_samples, frames):
+    waveform = noise(num_samples)
+    whole = features.mel_power(waveform)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "FRAMES_OF_A_STRETCH", frames)
+        np.testing.assert_allclose(features.mel_power(waveform), whole, rtol=1e-6, atol=1e-9)  # products of other sizes
