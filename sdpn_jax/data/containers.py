@@ -135,6 +135,8 @@ LAYOUTS = {
 }
 SOUND = {"WAV": b"data", "RF64": b"data", "AIFF": b"SSND", "CAF": b"data", "W64": b"data\xf3\xac\xd3\x11\x8c\xd1"}
 
+NEEDED = {**{name: (mark,) for name, mark in SOUND.items()}, "MP4": (b"mdat", b"moov", b"moof")}
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -190,6 +192,8 @@ def missing(file: BinaryIO, kind: Kind, size: int) -> str | None:
     for chunk in chunks_of(file, kind, size):
         if _is_open(file, kind, chunk, size):
             return None
+        if kind.name in NEEDED and not chunk.name.startswith(NEEDED[kind.name]):
+            continue  # a title, or a picture, at the end: the sound is whole
         if lack := _words(size, chunk.content + _claimed(file, kind, chunk)):
             return lack
     return None

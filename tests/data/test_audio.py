@@ -311,3 +311,14 @@ def test_hints(tmp_path):
     assert audio.hints_of(speech[:8000]) == ["under one second"]
     assert audio.hints_of(np.clip(20 * speech, -1, 1)) == ["clipped"]
     assert audio.hints_of(soxr.resample(soxr.resample(speech, 16000, 8000), 8000, 16000)) == ["telephone bandwidth"]
+
+
+@pytest.mark.parametrize("kind, head", [
+    ("wav", b"LIST" + struct.pack("<I", 5000)), ("aiff", b"NAME" + struct.pack(">I", 5000)),
+    ("m4a", struct.pack(">I", 5000) + b"free"),
+])  # fmt: skip
+def test_a_title_that_is_cut_short_does_not_spoil_the_sound(tmp_path, kind, head):
+    written(tmp_path / "a", sine(16000), 16000, kind)
+    expected = audio.read_audio(tmp_path / "a")
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes() + head + b"cut")
+    np.testing.assert_array_equal(audio.read_audio(tmp_path / "a"), expected)
