@@ -33,7 +33,7 @@ def convert(
         raise UserError(f"--output={output} is for the weights of a run: give the folder that the run shall be in")
     config = converted.to_workdir(input, output, step or 0)
     print(
-        f"written to {output}: config.json and checkpoints/{step or 0}, student, teacher and prototypes of {input}\n"
+        f"written to {output}: config.json and checkpoints/{step or 0}, student and teacher of {input} and prototypes\n"
         f"embeddings: sdpn embed RECORDINGS --model={output} --output=embeddings.npz\n"
         "training goes on: sdpn train --config=vox2_released --config.data_dir=SHARDS "
         f"{converted.size_flags(config)}--workdir={output}"

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network
 from sdpn_jax.training import checkpoint, optim
-from sdpn_jax.training.step import TrainState
+from sdpn_jax.training.step import TrainState, drawn_prototypes
 from sdpn_jax.weights import run, sdpn_names
+
+DRAWN_PROTOTYPES = 1024  # the paper's, for files that hold none
 
 
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
@@ -43,6 +46,10 @@ def to_workdir(source: str | os.PathLike, workdir: str | os.PathLike, step: int 
     if storage.exists(workdir / run.CONFIG) or storage.exists(workdir / run.CHECKPOINTS):
         raise UserError(f"{workdir} holds a run already: choose another --output, or delete that one")
     sizes, student, teacher, prototypes = sdpn_names.read_checkpoint(source)
+    if prototypes is None:
+        shape = DRAWN_PROTOTYPES, sizes["projection_size"]
+        prototypes = np.asarray(drawn_prototypes(*shape, seed=0))
+        logging.warning("%s holds no prototypes: %d are drawn anew, and learnt as training goes on", source, shape[0])
     config = {"converted_from": str(source), "model": sizes, "num_prototypes": len(prototypes)}
     state = state_from(student, teacher, prototypes, step)
     with checkpoint.manager(workdir) as checkpoints:

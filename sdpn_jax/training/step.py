@@ -48,11 +48,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """Begins a run: the teacher is a copy of the student, prototypes are uniform in +-1/sqrt(P) (1/16 at P = 256)."""
+    """Begins a run: the teacher is a copy of the student, prototypes are drawn."""
     student = initial_variables(network, seed)
-    bound = network.projection_size**-0.5
-    shape = (num_prototypes, network.projection_size)
-    prototypes = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), 1), shape, minval=-bound, maxval=bound)
+    prototypes = drawn_prototypes(num_prototypes, network.projection_size, seed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,
@@ -61,6 +59,12 @@ def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientT
         offset=jnp.zeros(num_prototypes),
         opt_state=optimizer.init({"network": student["params"], "prototypes": prototypes}),
     )
+
+
+def drawn_prototypes(count: int, size: int, seed: int) -> Float[Array, "{count} {size}"]:
+    """Draws prototypes, uniform in +-1/sqrt(size) (1/16 at the paper's 256)."""
+    key, bound = jax.random.fold_in(jax.random.key(seed), 1), size**-0.5
+    return jax.random.uniform(key, (count, size), minval=-bound, maxval=bound)
 
 
 def forward(

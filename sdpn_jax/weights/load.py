@@ -17,8 +17,9 @@ def load_network(
 ) -> tuple[Network, dict[str, Any], float | None]:
     """Loads a trained encoder: (network, variables, threshold or None).
 
-    path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code, of which the
-    teacher is taken, or weights under the released names (.safetensors). which: the run's "teacher" or "student", or
+    path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code or of RDINO, of
+    which the teacher is taken, or weights under the released names (.safetensors). The head may be missing from the
+    variables. which: the run's "teacher" or "student", or
     the network "untrained"; step: the run's checkpoint, by default the newest. Raises UserError when there is no such
     thing, when it cannot be read, or when it is no run and has neither student nor steps.
     """
@@ -38,5 +39,5 @@ def load_network(
     if path.suffix == ".safetensors":
         sizes, variables = sdpn_names.from_released(model_folder.read_arrays(path), str(path))
     else:
-        sizes, _, variables, _ = sdpn_names.read_checkpoint(path)
+        sizes, variables = sdpn_names.read_encoder(path)
     return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), None

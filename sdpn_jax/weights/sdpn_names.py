@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdpn_jax.errors import UserError, shown
@@ -32,6 +33,9 @@ MODULES = [  # ours, theirs, in this order
     (r"^head\.norm_1\.", "head.mlp.4."),
     (r"^head\.dense_2\.", "head.mlp.6."),
 ]
+SDPN_HEAD = {f"head.mlp.{layer}.{name}" for layer in (0, 3, 6) for name in ("weight", "bias")} | {
+    f"head.mlp.{layer}.{name}" for layer in (1, 4) for name in ("weight", "bias", "running_mean", "running_var")
+}
 PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
 ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
@@ -72,11 +76,14 @@ def network_sizes(state: Mapping) -> dict:
     }
 
 
-def from_released(state: Mapping, source: str = "the state", sizes: dict | None = None) -> tuple[dict, dict]:
+def from_released(
+    state: Mapping, source: str = "the state", sizes: dict | None = None, parts: tuple[str, ...] = ("encoder", "head")
+) -> tuple[dict, dict]:
     """Converts the released {name: array} to (sizes of Network, variables {"params", "batch_stats"} in NumPy).
 
-    Arrays keep their type. With `sizes` the network must have these. Raises UserError, which calls the state `source`,
-    when names are missing or unknown, arrays have another shape, or numbers are not finite.
+    Arrays keep their type. With `sizes` the network must have these; parts: what of it the variables are. Raises
+    UserError, which calls the state `source`, when names are missing or unknown, arrays have another shape, or numbers
+    are not finite.
     """
     state = without_prefix(state)
     sizes = sizes or network_sizes(state)
@@ -85,21 +92,49 @@ def from_released(state: Mapping, source: str = "the state", sizes: dict | None 
     except ValueError as error:
         raise UserError(f"{source} holds no network that can be built: {error}") from None
     ours: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
-    names = {released_name(path): path for path in ours}
+    names = {released_name(path): path for path in ours if path[1] in parts}
     shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
     _check_names(state, shapes, source)
     arrays = {path: checks.check_weights(name, np.asarray(state[name]), source) for name, path in names.items()}
     return sizes, unflatten_dict({path: _layout(path, array) for path, array in arrays.items()})
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray]:
-    """Reads (sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
+def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
+    """Reads (sizes of Network, variables) of a file's teacher, else of its student, else of the state that it is.
 
-    Student and teacher are {"params", "batch_stats"}, all in the file's types. Raises UserError for a file that is not
-    such a checkpoint, or is of another network.
+    Of the variables the head is there where it is SDPN's, which RDINO's is not. Nothing else of the file is looked at:
+    neither prototypes, which the files of 2024 lack, nor an optimizer. Raises UserError where the encoder is another.
     """
     with torch_file.opened(path) as contents:
-        missing = [part for part in PARTS if part not in contents]
+        part = next((part for part in ("teacher", "student") if isinstance(contents.get(part), dict)), None)
+        source = f"the {part} of {path}" if part else str(path)
+        state = contents[part] if part else contents
+        if not part and not any(isinstance(name, str) and "backbone." in name for name in state):
+            names = first_of([str(name) for name in state], 5) or "nothing"
+            raise UserError(
+                f"{path} has neither teacher nor student nor a backbone, only {names}: give a checkpoint of the "
+                "released training script"
+            )
+        _check_state(state, source)
+        state = without_prefix(state)
+        head = {name for name in state if name.startswith("head.")}
+        if head == SDPN_HEAD:
+            return from_released(state, source)
+        if head:
+            logging.info("%s: the head is not SDPN's (%s) and left out", source, first_of(sorted(head - SDPN_HEAD)))
+        encoder = {name: array for name, array in state.items() if name.startswith("backbone.")}
+        return from_released(encoder, source, parts=("encoder",))
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray | None]:
+    """Reads (sizes of Network, student, teacher, prototypes [K, P]) of a checkpoint of the released training script.
+
+    Student and teacher are {"params", "batch_stats"}, all in the file's types. Prototypes are None where the file has
+    none: they are saved since April 2025. Raises UserError for a file that is not such a checkpoint, or is of another
+    network.
+    """
+    with torch_file.opened(path) as contents:
+        missing = [part for part in PARTS[:2] if part not in contents]
         if missing:
             names = first_of([str(name) for name in contents], 5) or "nothing"
             raise UserError(
@@ -110,6 +145,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarr
             _check_state(contents[part], f"the {part} of {path}")
         sizes, student = from_released(contents["student"], f"the student of {path}")
         _, teacher = from_released(contents["teacher"], f"the teacher of {path}", sizes)
+        if "prototypes" not in contents:
+            return sizes, student, teacher, None
         prototypes = contents["prototypes"]
         shape = prototypes.shape if isinstance(prototypes, torch_file.Tensor) else ()
         if len(shape) != 2 or shape[1] != sizes["projection_size"]:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 import torch_files
 
+from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
@@ -18,6 +19,7 @@ from sdpn_jax.training import checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
 from sdpn_jax.weights import convert, export, model_folder, run, sdpn_names, torch_file
+from sdpn_jax.weights.load import load_network
 
 SIZES = dict(
     channels=(16, 16, 24, 16, 32), se_bottleneck=8, attention=12, embedding_size=10, hidden_size=20, projection_size=6
@@ -164,7 +166,7 @@ def test_another_network(tmp_path, contents):
 
 
 def test_other_contents(tmp_path, contents):
-    assert "has no teacher and no prototypes, only student" in refused(tmp_path, {"student": contents["student"]})
+    assert "has no teacher, only student" in refused(tmp_path, {"student": contents["student"]})
     assert "only nothing" in refused(tmp_path, {})
     assert "no state dictionary" in refused(tmp_path, contents | {"student": [1]})
     assert "no state dictionary" in refused(tmp_path, contents | {"student": {1: 2}})
@@ -175,6 +177,52 @@ def test_other_contents(tmp_path, contents):
     assert "prototypes is of type int64" in refused(tmp_path, contents | {"prototypes": np.ones((7, 6), np.int64)})
     odd = {f"module.backbone.blocks.{i}.tdnn2.conv.conv.bias": np.zeros(12) for i in (1, 2, 3)}
     assert "multiples of 8" in refused(tmp_path, contents | {"student": contents["student"] | odd})
+
+
+def test_a_checkpoint_without_prototypes_goes_on_with_drawn_ones(tmp_path, contents, caplog):
+    """As the file that SDPN's authors published in 2024."""
+    del contents["prototypes"]
+    torch_files.write(tmp_path / "a.pth", contents)
+    config = converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
+    assert config["num_prototypes"] == converted.DRAWN_PROTOTYPES
+    assert "holds no prototypes: 1024 are drawn anew" in caplog.text
+    equal(run.read_network(tmp_path / "run")[1], random_variables(2))
+
+
+def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
+    """Teacher, else student, else the state itself; an unknown head, prototypes and optimizer are left out."""
+    student, teacher = contents["student"], contents["teacher"]
+    encoder = {name: array for name, array in teacher.items() if "backbone" in name}
+    other_head = encoder | {"module.head.mlp.0.weight": np.zeros((3, 3), np.float32)}
+    for number, (value, seed, parts) in enumerate([
+        ({"teacher": teacher, "student": student}, 2, {"encoder", "head"}),
+        ({"student": student}, 1, {"encoder", "head"}),
+        ({"teacher": other_head, "student": student}, 2, {"encoder"}), (encoder, 2, {"encoder"}),
+    ]):  # fmt: skip
+        torch_files.write(tmp_path / f"{number}.pth", value)
+        network, variables, threshold = load_network(tmp_path / f"{number}.pth")
+        assert set(variables["params"]) == parts and threshold is None
+        equal(variables["params"]["encoder"], random_variables(seed)["params"]["encoder"])
+        log_mel = np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32)
+        expected = SpeakerEncoder(network, random_variables(seed)).embed_log_mels([log_mel])
+        np.testing.assert_array_equal(SpeakerEncoder(network, variables).embed_log_mels([log_mel]), expected)
+    torch_files.write(tmp_path / "none.pth", {"layer.weight": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="has neither teacher nor student nor a backbone, only layer.weight"):
+        load_network(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("name, file", [("sdpn_2024", "sdpn.pth"), ("rdino", "rdino.pth")])
+def test_golden_encoders(golden, name, file):
+    """Files as their authors publish them: without prototypes, with another head and with NumPy numbers."""
+    folder = golden / "encoders" / name
+    encoder = SpeakerEncoder.load(folder / file)
+    with np.load(folder / "expected.npz") as expected:
+        for i in range(2):
+            log_mel = np.log(expected[f"features_{i}"].T + features.DEFAULT.floor)
+            truth = expected[f"embedding_{i}"]
+            atol = 1e-5 * np.abs(truth).max()
+            np.testing.assert_allclose(encoder.embed_log_mels([log_mel])[0], truth, atol=atol)
+            np.testing.assert_allclose(encoder.embed((expected[f"waveform_{i}"], 16000)), truth, atol=atol)
 
 
 def test_a_run_is_not_overwritten(tmp_path, contents):
