@@ -1,0 +1,105 @@
+"""Features as other toolkits make them, so that their encoders hear what they were trained on: [T, 80] each.
+
+`sdpn` is this project's log-mel (features.py), normalised inside the encoder. The others subtract the mean over time.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Float32
+
+from sdpn_jax.data import features
+from sdpn_jax.data.features import LogMel, Waveform
+
+RATE, HOP, WIDTH, BINS = 16000, 160, 400, 80  # Hz, samples, samples
+KALDI_FFT, KALDI_LOWEST_HZ, KALDI_PREEMPHASIS = 512, 20.0, 0.97
+FRAMES_AT_ONCE = 256
+DECIBELS_KEPT, POWER_FLOOR = 80.0, 1e-10
+
+
+def kaldi80(waveform: Waveform) -> LogMel:
+    """Kaldi's filterbank of samples in [-1, 1], povey window: 3D-Speaker's encoders. T = 1 + (N - 400) // 160.
+
+    As compute-fbank-feats without dither: each frame without its mean, pre-emphasised, power spectrum of 512 points,
+    triangles on the scale 1127 ln(1 + f / 700) from 20 Hz, log.
+    """
+    return _kaldi(waveform, 1.0, _povey())
+
+
+def wespeaker(waveform: Waveform) -> LogMel:
+    """Kaldi's filterbank of samples in the scale of 16-bit integers, Hamming window: WeSpeaker's encoders."""
+    return _kaldi(waveform, 32768.0, _hamming(WIDTH - 1))
+
+
+def speechbrain(waveform: Waveform) -> LogMel:
+    """SpeechBrain's filterbank in decibels: centred frames with zeros outside, the largest of the utterance less 80 dB.
+
+    Power spectrum of 400 points (Hamming), triangles whose sides are as wide as the distance to the neighbour below, on
+    the scale 2595 log10(1 + f / 700). T = 1 + N // 160.
+    """
+    padded = np.pad(np.asarray(waveform, np.float32), WIDTH // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WIDTH)[::HOP]
+    power = _mel_power(frames, _hamming(WIDTH), WIDTH, _speechbrain_triangles())
+    decibels = 10 * np.log10(np.maximum(power, POWER_FLOOR))
+    return _centred(np.maximum(decibels, decibels.max() - DECIBELS_KEPT))
+
+
+FRONT_ENDS: dict[str, Callable[[Waveform], LogMel]] = {
+    "sdpn": features.log_mel, "kaldi80": kaldi80, "wespeaker": wespeaker, "speechbrain": speechbrain
+}  # fmt: skip
+
+
+def _kaldi(waveform: Waveform, scale: float, window: np.ndarray) -> LogMel:
+    samples = np.asarray(waveform, np.float32) * np.float32(scale)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WIDTH)[::HOP]
+    power = _mel_power(frames, window, KALDI_FFT, _kaldi_triangles(), KALDI_PREEMPHASIS)
+    return _centred(np.log(np.maximum(power, np.finfo(np.float32).eps)))
+
+
+def _mel_power(
+    frames: Float32[np.ndarray, "T {WIDTH}"],
+    window: np.ndarray,
+    points: int,
+    triangles: np.ndarray,
+    emphasis: float = 0,
+) -> Float32[np.ndarray, "T {BINS}"]:
+    mel = np.empty((len(frames), BINS), np.float32)
+    for start in range(0, len(frames), FRAMES_AT_ONCE):
+        block = frames[start : start + FRAMES_AT_ONCE]
+        if emphasis:
+            block = block - block.mean(axis=1, keepdims=True)
+            block = block - np.float32(emphasis) * np.concatenate([block[:, :1], block[:, :-1]], axis=1)
+        spectrum = np.asarray(scipy.fft.rfft(block * window, points, axis=1))
+        mel[start : start + FRAMES_AT_ONCE] = (spectrum.real**2 + spectrum.imag**2) @ triangles
+    return mel
+
+
+def _centred(x: LogMel) -> LogMel:
+    return x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _hamming(period: int) -> Float32[np.ndarray, " {WIDTH}"]:
+    return (0.54 - 0.46 * np.cos(2 * np.pi * np.arange(WIDTH) / period)).astype(np.float32)
+
+
+def _povey() -> Float32[np.ndarray, " {WIDTH}"]:
+    """Kaldi's own window: a Hann window to the power of 0.85."""
+    return ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WIDTH) / (WIDTH - 1))) ** 0.85).astype(np.float32)
+
+
+@lru_cache
+def _kaldi_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
+    """Triangles on the mel scale itself, as Kaldi's MelBanks has them; the bin at half the rate has no weight."""
+    edges = np.linspace(*(1127 * np.log(1 + np.array([KALDI_LOWEST_HZ, RATE / 2]) / 700)), BINS + 2)
+    mel = 1127 * np.log(1 + RATE / KALDI_FFT * np.arange(KALDI_FFT // 2 + 1)[:, None] / 700)
+    rising, falling = (mel - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - mel) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+@lru_cache
+def _speechbrain_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BINS + 2) / 2595) - 1)
+    slope = (np.linspace(0, RATE / 2, WIDTH // 2 + 1)[:, None] - edges[1:-1]) / np.diff(edges)[:-1]
+    return np.maximum(0, 1 - np.abs(slope)).astype(np.float32)
