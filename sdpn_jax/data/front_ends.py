@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.fft
@@ -46,7 +47,8 @@ def speechbrain(waveform: Waveform) -> LogMel:
     return _centred(np.maximum(decibels, decibels.max() - DECIBELS_KEPT))
 
 
-FRONT_ENDS: dict[str, Callable[[Waveform], LogMel]] = {
+FrontEnd: TypeAlias = Callable[[Waveform], LogMel]
+FRONT_ENDS: dict[str, FrontEnd] = {
     "sdpn": features.log_mel, "kaldi80": kaldi80, "wespeaker": wespeaker, "speechbrain": speechbrain
 }  # fmt: skip
 
@@ -67,11 +69,11 @@ def _mel_power(
 ) -> Float32[np.ndarray, "T {BINS}"]:
     mel = np.empty((len(frames), BINS), np.float32)
     for start in range(0, len(frames), FRAMES_AT_ONCE):
-        block = frames[start : start + FRAMES_AT_ONCE]
+        block: Any = frames[start : start + FRAMES_AT_ONCE]
         if emphasis:
             block = block - block.mean(axis=1, keepdims=True)
             block = block - np.float32(emphasis) * np.concatenate([block[:, :1], block[:, :-1]], axis=1)
-        spectrum = np.asarray(scipy.fft.rfft(block * window, points, axis=1))
+        spectrum: Any = scipy.fft.rfft(block * window, points, axis=1)
         mel[start : start + FRAMES_AT_ONCE] = (spectrum.real**2 + spectrum.imag**2) @ triangles
     return mel
 
@@ -92,7 +94,8 @@ def _povey() -> Float32[np.ndarray, " {WIDTH}"]:
 @lru_cache
 def _kaldi_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
     """Triangles on the mel scale itself, as Kaldi's MelBanks has them; the bin at half the rate has no weight."""
-    edges = np.linspace(*(1127 * np.log(1 + np.array([KALDI_LOWEST_HZ, RATE / 2]) / 700)), BINS + 2)
+    lowest, highest = (1127 * np.log(1 + hz / 700) for hz in (KALDI_LOWEST_HZ, RATE / 2))
+    edges = np.linspace(lowest, highest, BINS + 2)
     mel = 1127 * np.log(1 + RATE / KALDI_FFT * np.arange(KALDI_FFT // 2 + 1)[:, None] / 700)
     rising, falling = (mel - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - mel) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)

@@ -145,7 +145,8 @@ class ECAPA(nn.Module):
     """Log-mel of whole sequences -> embedding, float32 or wider, no norm after it.
 
     `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
-    `remat` computes the inside of the blocks again in the backward pass instead of keeping it.
+    `remat` computes the inside of the blocks again in the backward pass instead of keeping it. `normalise`: features
+    are normalised in here, as SDPN does; other toolkits subtract their mean before.
     Sizes are those of SDPN: channels 1024 x4 then 3072, embedding 512.
     """
 
@@ -158,6 +159,7 @@ class ECAPA(nn.Module):
     embedding_size: int = 512
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    normalise: bool = True
 
     @nn.compact
     def __call__(
@@ -165,7 +167,7 @@ class ECAPA(nn.Module):
     ) -> Float[Array, "B {self.embedding_size}"]:
         if train and lengths is not None:
             raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
-        x = instance_norm(log_mel, lengths).astype(self.dtype)
+        x = (instance_norm(log_mel, lengths) if self.normalise else log_mel).astype(self.dtype)
         x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []
         se_res2_block = nn.remat(SERes2Block, static_argnums=(2,)) if self.remat else SERes2Block

@@ -16,7 +16,10 @@ MEL_BINS = 80
 
 
 class Network(nn.Module):
-    """Log-mel -> (embedding, projection of unit length)."""
+    """Log-mel -> (embedding, projection of unit length).
+
+    front_end: which features the encoder hears, a name of data/front_ends.py; all but "sdpn" for embeddings alone.
+    """
 
     channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
     se_bottleneck: int = 128
@@ -26,6 +29,7 @@ class Network(nn.Module):
     projection_size: int = 256
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    front_end: str = "sdpn"
 
     def setup(self):
         self.encoder = ECAPA(
@@ -35,6 +39,7 @@ class Network(nn.Module):
             embedding_size=self.embedding_size,
             dtype=self.dtype,
             remat=self.remat,
+            normalise=self.front_end == "sdpn",
         )
         self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from sdpn_jax import storage
 from sdpn_jax.data import audio, features, recordings, records
 from sdpn_jax.data.features import LogMel
+from sdpn_jax.data.front_ends import FRONT_ENDS, FrontEnd
 from sdpn_jax.data.shards import is_shards, open_shards, read_shard
 from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.speaker import embedder
@@ -100,17 +101,24 @@ def plan(sources: Sequence[str | os.PathLike]) -> list[Part]:
     return parts + [Part(utterances=chunk, count=len(chunk)) for chunk in chunks]
 
 
-def read_part(part: Part, notes: Notes, reading: audio.Reading = audio.DEFAULT) -> Iterator[tuple[str, LogMel]]:
+def read_part(
+    part: Part, notes: Notes, reading: audio.Reading = audio.DEFAULT, front_end: str = "sdpn"
+) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a part; of shards the clean version.
 
-    Files that cannot be used, and hints on the others, are added to `notes`.
+    Files that cannot be used, and hints on the others, are added to `notes`. Raises UserError for shards, which hold
+    SDPN's features, where others are wanted.
     """
     if part.shard:
+        if front_end != "sdpn":
+            raise UserError(
+                f"{part.shard} holds features of SDPN, this model hears those of {front_end}: give recordings"
+            )
         for record in read_shard(part.shard):
             utterance = records.decode(record)
             yield utterance.id, utterance.log_mel[0].astype(np.float32)
         return
-    results = _ahead(partial(_log_mel_or_reason, reading), part.utterances, FRAMES_IN_MEMORY)
+    results = _ahead(partial(_log_mel_or_reason, reading, FRONT_ENDS[front_end]), part.utterances, FRAMES_IN_MEMORY)
     for cut, result in zip(part.utterances, results, strict=True):
         if isinstance(result, audio.AudioError):
             notes.skipped.append((str(cut.path), str(result)))
@@ -133,12 +141,12 @@ class Heard:
     hints: list[str]
 
 
-def _log_mel_or_reason(reading: audio.Reading, cut: audio.Cut) -> Heard | audio.AudioError:
+def _log_mel_or_reason(reading: audio.Reading, features_of: FrontEnd, cut: audio.Cut) -> Heard | audio.AudioError:
     try:
         waveform = audio.read_cut(cut, reading)
     except audio.AudioError as error:
         return error
-    return Heard(features.log_mel(waveform), audio.hints_of(waveform))
+    return Heard(features_of(waveform), audio.hints_of(waveform))
 
 
 def _ahead(work: Callable, items: Iterable, room: int) -> Iterator:
@@ -171,16 +179,19 @@ def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:
     return np.concatenate([log_mel.mean(0), log_mel.std(0)])
 
 
-def embedding_function(model: str | os.PathLike, which: str = "teacher", step: int | None = None) -> tuple[Embed, str]:
-    """Returns (function log-mels [T, F] -> embeddings float32 [N, D], digest of the model).
+def embedding_function(
+    model: str | os.PathLike, which: str = "teacher", step: int | None = None
+) -> tuple[Embed, str, str]:
+    """Returns (function log-mels [T, F] -> embeddings float32 [N, D], digest of the model, its front end).
 
     model, which and step are as in `load_network`; `which` may also be "statistics", log_mel_statistics, which needs no
     model.
     """
     if which == "statistics":
-        return lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which
+        return lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which, "sdpn"
     network, variables, _ = load_network(model, which, step)
-    return partial(embedder.Embedder(network), variables), embedder.fingerprint(network, variables)
+    digest = embedder.fingerprint(network, variables)
+    return partial(embedder.Embedder(network), variables), digest, network.front_end
 
 
 def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np.ndarray, "n D"]]:
@@ -198,7 +209,7 @@ def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np
 
 
 def embed_part(
-    embed: Embed, part: Part, progress: tqdm, reading: audio.Reading = audio.DEFAULT
+    embed: Embed, part: Part, progress: tqdm, reading: audio.Reading = audio.DEFAULT, front_end: str = "sdpn"
 ) -> dict[str, np.ndarray]:
     """Embeds a part, at most FRAMES_IN_MEMORY frames at once: {"ids", "embeddings", "seconds", "skipped", "hints"}."""
     ids: list[str] = []
@@ -206,7 +217,7 @@ def embed_part(
     notes = Notes()
 
     def log_mels() -> Iterator[LogMel]:
-        for utterance_id, log_mel in read_part(part, notes, reading):
+        for utterance_id, log_mel in read_part(part, notes, reading, front_end):
             ids.append(utterance_id)
             seconds.append((len(log_mel) - 1) / FRAMES_PER_SECOND)
             yield log_mel
@@ -246,7 +257,7 @@ def embed_corpus(
     if not 0 <= task_index < task_count:
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
     parts = plan(sources)
-    embed, digest = embedding_function(model, which, step)
+    embed, digest, front_end = embedding_function(model, which, step)
     if crops:
         frames = round(crop_seconds * FRAMES_PER_SECOND)
         embed = partial(embedder.embed_crops, embed, count=crops, frames=frames)
@@ -264,7 +275,7 @@ def embed_corpus(
             if path.name in done:
                 progress.update(part.count)
             else:
-                storage.write_npz(path, **embed_part(embed, part, progress, reading))
+                storage.write_npz(path, **embed_part(embed, part, progress, reading, front_end))
     return join(paths, storage.place(output)) if task_count == 1 else None
 
 

@@ -59,7 +59,8 @@ class Embedder:
 
 def fingerprint(network: Network, variables: dict) -> str:
     """Computes a digest that changes with the network and its weights, not with how a backward pass saves memory."""
-    digest = hashlib.sha256(repr(network.clone(remat=False)).encode())
+    # Networks of before there were other front ends keep their digests.
+    digest = hashlib.sha256(repr(network.clone(remat=False)).replace("    front_end = 'sdpn'\n", "").encode())
     for leaf in jax.tree.leaves(jax.device_get(variables)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from absl import logging
 
-from sdpn_jax.data import audio, features
+from sdpn_jax.data import audio
+from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network
 from sdpn_jax.speaker import embedder
@@ -41,7 +42,7 @@ class SpeakerEncoder:
         self.threshold = threshold
         self.embedding_size = network.embedding_size
         self._network, self._variables, self._embedder = network, variables, embedder.Embedder(network)
-        self._reading = reading
+        self._reading, self._features = reading, FRONT_ENDS[network.front_end]
 
     @classmethod
     def load(cls, path: str | os.PathLike, reading: audio.Reading = audio.DEFAULT) -> "SpeakerEncoder":
@@ -63,12 +64,12 @@ class SpeakerEncoder:
         """
         if isinstance(recordings, (str, os.PathLike, tuple)):
             one: Any = recordings  # a tuple is samples and their rate, not two recordings
-            return self.embed_log_mels([features.log_mel(_waveform(one, 0, self._reading))])[0]
+            return self.embed_log_mels([self._features(_waveform(one, 0, self._reading))])[0]
         waveforms = (_waveform(x, place, self._reading) for place, x in enumerate(recordings))
-        return self.embed_log_mels([features.log_mel(waveform) for waveform in waveforms])
+        return self.embed_log_mels([self._features(waveform) for waveform in waveforms])
 
     def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeds N log-mels [T, F], as features.log_mel makes them: float32 [N, D]."""
+        """Embeds N log-mels [T, F], as the network's front end makes them (features.log_mel): float32 [N, D]."""
         return self._embedder(self._variables, log_mels)
 
     def fingerprint(self) -> str:

@@ -45,6 +45,10 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
         about["history"] = config["about"]
     else:
         network, teacher, _ = load_network(source)
+        if network.front_end != "sdpn":
+            logging.warning(
+                "%s was trained on the features of %s, and will hear those of SDPN", source, network.front_end
+            )
     about["fingerprint"] = embedder.fingerprint(network, teacher)
     return {"teacher": teacher, "student": teacher, **found}, about
 

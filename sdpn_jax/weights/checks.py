@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.errors import UserError, shown
 
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
@@ -25,7 +26,9 @@ def check_fields(content: Any, names: Iterable[str], where: str) -> None:
 
 def check_sizes(sizes: Any) -> None:
     """Checks what `network_of` shall take, before anything is made of it; raises ValueError, which names the field."""
-    check_fields(sizes, ("channels", *SIZES, "dtype", "remat"), "model")
+    check_fields(sizes, ("channels", *SIZES, "dtype", "remat", "front_end"), "model")
+    if sizes.get("front_end", "sdpn") not in FRONT_ENDS:
+        raise ValueError(f"model.front_end is none of {', '.join(FRONT_ENDS)}")
     channels = sizes.get("channels")
     if not isinstance(channels, list | tuple) or len(channels) != CHANNELS or not all(map(is_size, channels)):
         raise ValueError(f"model.channels is not {CHANNELS} whole numbers from 1 to {MOST_SIZE}")

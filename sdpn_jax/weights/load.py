@@ -11,6 +11,8 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
+SPEECHBRAIN = f"{sdpn_names.SPEECHBRAIN}.ckpt"
+
 
 def load_network(
     path: str | os.PathLike, which: str = "teacher", step: int | None = None
@@ -18,12 +20,14 @@ def load_network(
     """Loads a trained encoder: (network, variables, threshold or None).
 
     path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code or of RDINO, of
-    which the teacher is taken, or weights under the released names (.safetensors). The head may be missing from the
-    variables. which: the run's "teacher" or "student", or
-    the network "untrained"; step: the run's checkpoint, by default the newest. Raises UserError when there is no such
-    thing, when it cannot be read, or when it is no run and has neither student nor steps.
+    which the teacher is taken, an ECAPA-TDNN of 3D-Speaker or SpeechBrain (a file, or SpeechBrain's folder), or weights
+    under the released names (.safetensors). The head may be missing from the variables. which: the run's "teacher" or
+    "student", or the network "untrained"; step: the run's checkpoint, by default the newest. Raises UserError when
+    there is no such thing, when it cannot be read, or when it is no run and has neither student nor steps.
     """
     path = storage.place(path)
+    if storage.exists(path / SPEECHBRAIN):
+        path = path / SPEECHBRAIN
     if storage.is_folder(path) and not model_folder.is_model(path):
         from sdpn_jax.weights import run  # which loads Orbax
 

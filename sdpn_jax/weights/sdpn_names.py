@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network, initial_variables, network_of
 from sdpn_jax.weights import checks, torch_file
@@ -36,6 +37,7 @@ MODULES = [  # ours, theirs, in this order
 SDPN_HEAD = {f"head.mlp.{layer}.{name}" for layer in (0, 3, 6) for name in ("weight", "bias")} | {
     f"head.mlp.{layer}.{name}" for layer in (1, 4) for name in ("weight", "bias", "running_mean", "running_var")
 }
+BARE, SPEECHBRAIN = "blocks.0.conv.conv.weight", "embedding_model"  # a name without prefix; SpeechBrain's file
 PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
 ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
@@ -109,6 +111,8 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
         part = next((part for part in ("teacher", "student") if isinstance(contents.get(part), dict)), None)
         source = f"the {part} of {path}" if part else str(path)
         state = contents[part] if part else contents
+        if not part and isinstance(state.get(BARE), torch_file.Tensor):
+            return _bare_encoder(state, path)
         if not part and not any(isinstance(name, str) and "backbone." in name for name in state):
             names = first_of([str(name) for name in state], 5) or "nothing"
             raise UserError(
@@ -124,6 +128,16 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
             logging.info("%s: the head is not SDPN's (%s) and left out", source, first_of(sorted(head - SDPN_HEAD)))
         encoder = {name: array for name, array in state.items() if name.startswith("backbone.")}
         return from_released(encoder, source, parts=("encoder",))
+
+
+def _bare_encoder(state: Mapping, path: str | os.PathLike) -> tuple[dict, dict]:
+    """The ECAPA-TDNN of 3D-Speaker or SpeechBrain, whose names are the same, and whose features are not."""
+    _check_state(state, str(path))
+    from_speechbrain = torch_file.name_at_saving(path) == SPEECHBRAIN or storage.place(path).stem == SPEECHBRAIN
+    sizes, variables = from_released(
+        {f"backbone.{name}": array for name, array in without_prefix(state).items()}, str(path), parts=("encoder",)
+    )
+    return sizes | {"front_end": "speechbrain" if from_speechbrain else "kaldi80"}, variables
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray | None]:

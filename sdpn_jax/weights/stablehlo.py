@@ -17,13 +17,20 @@ from jax import export
 
 from sdpn_jax import storage
 from sdpn_jax.data import audio, device
+from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def serialise(network: Network, variables: dict) -> bytes:
-    """Exports samples [batch, samples] -> embeddings [batch, D] as StableHLO, both sizes symbolic, weights included."""
+    """Exports samples [batch, samples] -> embeddings [batch, D] as StableHLO, both sizes symbolic, weights included.
+
+    Raises UserError for a network of another front end.
+    """
+
+    if network.front_end != "sdpn":
+        raise UserError(f"StableHLO is written of models with the features of SDPN alone, not of {network.front_end}")
 
     def embed(samples):
         padded = jnp.pad(samples, ((0, 0), (device.MARGIN, device.MARGIN)), mode="reflect")

@@ -173,6 +173,17 @@ class Reader(pickled.Interpreter):
         return Tensor(of, offset, shape, strides)
 
 
+def name_at_saving(path: str | os.PathLike) -> str:
+    """Returns the name, less its extension, under which `torch.save` wrote a file; UserError if it is no such file."""
+    path = _here(path)
+    _check_kind(path)
+    try:
+        with zip_file(path) as file:
+            return next((name.removesuffix("/data.pkl") for name in file.namelist() if name.endswith("/data.pkl")), "")
+    except Exception as error:  # see Archive
+        raise UserError(f"{path} is cut short or damaged ({shown(error)}): copy it again") from error
+
+
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[dict]:
     """Opens the dictionary that `torch.save` wrote to a file; each tensor is a Tensor, to be read while it is open.

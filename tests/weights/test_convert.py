@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import soundfile
 import torch_files
+from flax.traverse_util import flatten_dict
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.speaker import corpus
 from sdpn_jax.training import checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
@@ -211,18 +214,56 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
         load_network(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("name, file", [("sdpn_2024", "sdpn.pth"), ("rdino", "rdino.pth")])
-def test_golden_encoders(golden, name, file):
-    """Files as their authors publish them: without prototypes, with another head and with NumPy numbers."""
+GOLDEN = {"sdpn_2024": "sdpn.pth", "rdino": "rdino.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin",
+          "ecapa_speechbrain": "embedding_model.ckpt"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_encoders(golden, name):
+    """Files as their authors publish them: without prototypes, with other heads, names, features and NumPy numbers."""
     folder = golden / "encoders" / name
-    encoder = SpeakerEncoder.load(folder / file)
+    encoder = SpeakerEncoder.load(folder / GOLDEN[name])
     with np.load(folder / "expected.npz") as expected:
         for i in range(2):
-            log_mel = np.log(expected[f"features_{i}"].T + features.DEFAULT.floor)
+            given = expected[f"features_{i}"]
+            given = np.log(given.T + features.DEFAULT.floor) if len(given) == 80 else given
             truth = expected[f"embedding_{i}"]
             atol = 1e-5 * np.abs(truth).max()
-            np.testing.assert_allclose(encoder.embed_log_mels([log_mel])[0], truth, atol=atol)
+            np.testing.assert_allclose(encoder.embed_log_mels([given])[0], truth, atol=atol)
             np.testing.assert_allclose(encoder.embed((expected[f"waveform_{i}"], 16000)), truth, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["ecapa_3dspeaker", "ecapa_speechbrain"])
+def test_golden_encoders_in_float64_and_in_training(golden, name):
+    folder = golden / "encoders" / name
+    sizes, variables = sdpn_names.read_encoder(folder / GOLDEN[name])
+    expected = dict(np.load(folder / "expected.npz"))
+    with jax.enable_x64(True):
+        network = Network(**sizes, dtype=np.float64).bind(
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+        )
+        ecapa, of_encoder = network.encoder.unbind()
+        for i in range(2):
+            found = ecapa.apply(of_encoder, jnp.asarray(expected[f"features_{i}"], jnp.float64)[None], False)[0]
+            np.testing.assert_allclose(found, expected[f"embedding_{i}"], atol=1e-9)
+        found, after = ecapa.apply(of_encoder, jnp.asarray(expected["train_features"]), True, mutable=["batch_stats"])
+        np.testing.assert_allclose(found, expected["train_embedding"], atol=1e-8)
+        statistics = flatten_dict({"batch_stats": {"encoder": after["batch_stats"]}})
+        for path, array in statistics.items():
+            theirs = sdpn_names.released_name(path).removeprefix("backbone.")
+            np.testing.assert_allclose(array, expected[f"after_train/{theirs}"], atol=1e-8)
+
+
+def test_another_toolkit_s_encoder_is_heard_by_every_command(golden, tmp_path):
+    """Also from SpeechBrain's folder; shards hold features that it does not hear."""
+    folder = golden / "encoders" / "ecapa_speechbrain"
+    soundfile.write(tmp_path / "a.wav", np.load(folder / "expected.npz")["waveform_0"], 16000)
+    written = corpus.embed_corpus([tmp_path / "a.wav"], tmp_path / "e.npz", folder)
+    truth = np.load(folder / "expected.npz")["embedding_0"]
+    assert written.dimension == len(truth)
+    np.testing.assert_allclose(np.load(tmp_path / "e.npz")["embeddings"][0], truth, atol=1e-5 * np.abs(truth).max())
+    with pytest.raises(UserError, match="holds features of SDPN, this model hears those of speechbrain"):
+        next(corpus.read_part(corpus.Part(shard=tmp_path), corpus.Notes(), front_end="speechbrain"))
 
 
 def test_a_run_is_not_overwritten(tmp_path, contents):
