@@ -22,7 +22,7 @@ from sdpn_jax.models.network import Network, initial_variables
 from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = "README data training evaluation embeddings scaling performance ablation".split()
+DOCUMENTS = "README data training evaluation embeddings scaling performance ablation security".split()
 SIZES = dict(
     channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
 )
