@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
+from sdpn_jax.models.resnet import ResNet
 
 MEL_BINS = 80
 
@@ -19,6 +20,8 @@ class Network(nn.Module):
     """Log-mel -> (embedding, projection of unit length).
 
     front_end: which features the encoder hears, a name of data/front_ends.py; all but "sdpn" for embeddings alone.
+    architecture: of the encoder, "ecapa" or "resnet", with `channels`, `se_bottleneck` and `attention` of the one,
+    `blocks`, `bottleneck` and `width` of the other.
     """
 
     channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
@@ -30,9 +33,27 @@ class Network(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     front_end: str = "sdpn"
+    architecture: str = "ecapa"
+    blocks: Sequence[int] = (3, 4, 6, 3)
+    bottleneck: bool = False
+    width: int = 32
 
     def setup(self):
-        self.encoder = ECAPA(
+        self.encoder = self._resnet() if self.architecture == "resnet" else self._ecapa()
+        self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
+
+    def _resnet(self) -> ResNet:
+        return ResNet(
+            blocks=self.blocks,
+            bottleneck=self.bottleneck,
+            width=self.width,
+            embedding_size=self.embedding_size,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+
+    def _ecapa(self) -> ECAPA:
+        return ECAPA(
             channels=self.channels,
             se_bottleneck=self.se_bottleneck,
             attention=self.attention,
@@ -41,7 +62,6 @@ class Network(nn.Module):
             remat=self.remat,
             normalise=self.front_end == "sdpn",
         )
-        self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
 
     def __call__(
         self, log_mel: Float[Array, "B T F"], train: bool
@@ -57,7 +77,8 @@ class Network(nn.Module):
 def network_of(sizes: Mapping) -> Network:
     """Builds the network described by the fields of Network, such as {"channels": ..., "dtype": "bfloat16"}."""
     dtype = jnp.dtype(sizes.get("dtype", "float32"))
-    return Network(**{**sizes, "channels": tuple(sizes["channels"]), "dtype": dtype})
+    lists = {name: tuple(sizes[name]) for name in ("channels", "blocks") if name in sizes}
+    return Network(**{**sizes, **lists, "dtype": dtype})
 
 
 def initial_variables(network: Network, seed: int) -> dict:

@@ -11,6 +11,8 @@ from sdpn_jax.errors import UserError, shown
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
 CHANNELS, GROUPS = 5, 8  # of the encoder: its widths, and the groups that those of the blocks are split into
 SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size")
+OF_OTHERS = ("front_end", "architecture", "blocks", "bottleneck", "width")
+STAGES, MOST_BLOCKS = 4, 100  # of a ResNet
 TYPES = ("float32", "bfloat16", "float16")
 ROUNDING = 1e-6  # by which a cosine may exceed 1
 
@@ -26,7 +28,10 @@ def check_fields(content: Any, names: Iterable[str], where: str) -> None:
 
 def check_sizes(sizes: Any) -> None:
     """Checks what `network_of` shall take, before anything is made of it; raises ValueError, which names the field."""
-    check_fields(sizes, ("channels", *SIZES, "dtype", "remat", "front_end"), "model")
+    check_fields(sizes, ("channels", *SIZES, "dtype", "remat", *OF_OTHERS), "model")
+    if sizes.get("architecture", "ecapa") == "resnet":
+        _check_resnet(sizes)
+        sizes = {"channels": (8,) * CHANNELS, **sizes}
     if sizes.get("front_end", "sdpn") not in FRONT_ENDS:
         raise ValueError(f"model.front_end is none of {', '.join(FRONT_ENDS)}")
     channels = sizes.get("channels")
@@ -42,6 +47,18 @@ def check_sizes(sizes: Any) -> None:
         raise ValueError(f"model.dtype is none of {', '.join(TYPES)}")
     if type(sizes.get("remat", False)) is not bool:
         raise ValueError("model.remat is neither true nor false")
+
+
+def _check_resnet(sizes: Any) -> None:
+    blocks = sizes.get("blocks", (1,) * STAGES)
+    if not isinstance(blocks, list | tuple) or len(blocks) != STAGES or not all(map(is_size, blocks)):
+        raise ValueError(f"model.blocks is not {STAGES} whole numbers from 1 to {MOST_BLOCKS}")
+    if max(blocks) > MOST_BLOCKS:
+        raise ValueError(f"model.blocks has more than {MOST_BLOCKS}")
+    if not is_size(sizes.get("width", 1)):
+        raise ValueError(f"model.width is no whole number from 1 to {MOST_SIZE}")
+    if type(sizes.get("bottleneck", False)) is not bool:
+        raise ValueError("model.bottleneck is neither true nor false")
 
 
 def is_size(value: Any) -> bool:

@@ -11,7 +11,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
-SPEECHBRAIN = f"{sdpn_names.SPEECHBRAIN}.ckpt"
+FILES_OF_FOLDERS = f"{sdpn_names.SPEECHBRAIN}.ckpt", "avg_model.pt"  # as SpeechBrain and WeSpeaker hand them out
 
 
 def load_network(
@@ -20,14 +20,17 @@ def load_network(
     """Loads a trained encoder: (network, variables, threshold or None).
 
     path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code or of RDINO, of
-    which the teacher is taken, an ECAPA-TDNN of 3D-Speaker or SpeechBrain (a file, or SpeechBrain's folder), or weights
-    under the released names (.safetensors). The head may be missing from the variables. which: the run's "teacher" or
-    "student", or the network "untrained"; step: the run's checkpoint, by default the newest. Raises UserError when
-    there is no such thing, when it cannot be read, or when it is no run and has neither student nor steps.
+    which the teacher is taken, an ECAPA-TDNN of 3D-Speaker or SpeechBrain, a ResNet of WeSpeaker (a file, or the folder
+    of the latter two), or weights under the released names (.safetensors). The head may be missing from the variables.
+    which: the run's "teacher" or "student", or the network "untrained"; step: the run's checkpoint, by default the
+    newest. Raises UserError when there is no such thing, when it cannot be read, or when it is no run and has neither
+    student nor steps.
     """
     path = storage.place(path)
-    if storage.exists(path / SPEECHBRAIN):
-        path = path / SPEECHBRAIN
+    for name in FILES_OF_FOLDERS:
+        if storage.exists(path / name):
+            path = path / name
+            break
     if storage.is_folder(path) and not model_folder.is_model(path):
         from sdpn_jax.weights import run  # which loads Orbax
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network, initial_variables, network_of
-from sdpn_jax.weights import checks, torch_file
+from sdpn_jax.weights import checks, resnet_names, torch_file
 
 MODULES = [  # ours, theirs, in this order
     (r"(?<=\.)(conv|norm)\.$", r"\1.\1."),
@@ -113,6 +113,9 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
         state = contents[part] if part else contents
         if not part and isinstance(state.get(BARE), torch_file.Tensor):
             return _bare_encoder(state, path)
+        if not part and resnet_names.is_resnet(state):
+            _check_state(state, source)
+            return resnet_names.from_wespeaker(without_prefix(state), source)
         if not part and not any(isinstance(name, str) and "backbone." in name for name in state):
             names = first_of([str(name) for name in state], 5) or "nothing"
             raise UserError(

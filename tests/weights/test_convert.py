@@ -21,7 +21,7 @@ from sdpn_jax.speaker import corpus
 from sdpn_jax.training import checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
-from sdpn_jax.weights import convert, export, model_folder, run, sdpn_names, torch_file
+from sdpn_jax.weights import convert, export, model_folder, resnet_names, run, sdpn_names, torch_file
 from sdpn_jax.weights.load import load_network
 
 SIZES = dict(
@@ -215,7 +215,8 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
 
 
 GOLDEN = {"sdpn_2024": "sdpn.pth", "rdino": "rdino.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin",
-          "ecapa_speechbrain": "embedding_model.ckpt"}  # fmt: skip
+          "ecapa_speechbrain": "embedding_model.ckpt", "resnet34_wespeaker": "avg_model.pt",
+          "resnet_bottleneck_wespeaker": "avg_model.pt"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -233,7 +234,7 @@ def test_golden_encoders(golden, name):
             np.testing.assert_allclose(encoder.embed((expected[f"waveform_{i}"], 16000)), truth, atol=atol)
 
 
-@pytest.mark.parametrize("name", ["ecapa_3dspeaker", "ecapa_speechbrain"])
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("sdpn_2024", "rdino")])
 def test_golden_encoders_in_float64_and_in_training(golden, name):
     folder = golden / "encoders" / name
     sizes, variables = sdpn_names.read_encoder(folder / GOLDEN[name])
@@ -242,16 +243,42 @@ def test_golden_encoders_in_float64_and_in_training(golden, name):
         network = Network(**sizes, dtype=np.float64).bind(
             jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
         )
-        ecapa, of_encoder = network.encoder.unbind()
+        alone, of_encoder = network.encoder.unbind()
         for i in range(2):
-            found = ecapa.apply(of_encoder, jnp.asarray(expected[f"features_{i}"], jnp.float64)[None], False)[0]
+            found = alone.apply(of_encoder, jnp.asarray(expected[f"features_{i}"], jnp.float64)[None], False)[0]
             np.testing.assert_allclose(found, expected[f"embedding_{i}"], atol=1e-9)
-        found, after = ecapa.apply(of_encoder, jnp.asarray(expected["train_features"]), True, mutable=["batch_stats"])
+        found, after = alone.apply(of_encoder, jnp.asarray(expected["train_features"]), True, mutable=["batch_stats"])
         np.testing.assert_allclose(found, expected["train_embedding"], atol=1e-8)
         statistics = flatten_dict({"batch_stats": {"encoder": after["batch_stats"]}})
         for path, array in statistics.items():
-            theirs = sdpn_names.released_name(path).removeprefix("backbone.")
+            names = resnet_names if "resnet" in name else sdpn_names
+            theirs = names.released_name(path).removeprefix("backbone.")
             np.testing.assert_allclose(array, expected[f"after_train/{theirs}"], atol=1e-8)
+
+
+def test_resnets_that_do_not_fit(tmp_path):
+    sizes = {"architecture": "resnet", "front_end": "wespeaker", "width": 4, "embedding_size": 6, "blocks": [1] * 4}
+    fresh = initial_variables(network_of(sizes), 0)
+    of_encoder = flatten_dict({kind: {"encoder": arrays["encoder"]} for kind, arrays in fresh.items()})
+    back = {4: (3, 2, 0, 1), 3: (2, 1, 0), 1: (0,)}
+    state = {
+        resnet_names.released_name(path): np.asarray(array).transpose(back[array.ndim])
+        for path, array in of_encoder.items()
+    }
+    state["seg_1.weight"] = state["seg_1.weight"][..., 0]
+    torch_files.write(tmp_path / "good.pt", state | {"projection.weight": np.zeros((9, 9), np.float32)})
+    network, variables, _ = load_network(tmp_path / "good.pt")
+    assert network.blocks == (1, 1, 1, 1) and network.embedding_size == 6
+    equal(variables["params"]["encoder"], fresh["params"]["encoder"])
+    for change, message in [
+        ({"seg_2.weight": np.zeros((6, 6), np.float32)}, "1 arrays are missing, unknown or .* first seg_2.weight"),
+        ({"seg_1.weight": np.zeros((6, 7), np.float32)}, "1 arrays .* first seg_1.weight"),
+        ({"bn1.weight": np.full(4, np.nan, np.float32)}, "bn1.weight holds NaN"),
+        ({"layer1.999999.conv1.weight": np.zeros((4, 4, 3, 3), np.float32)}, "model.blocks has more than 100"),
+    ]:
+        torch_files.write(tmp_path / "bad.pt", state | change)
+        with pytest.raises(UserError, match=message):
+            load_network(tmp_path / "bad.pt")
 
 
 def test_another_toolkit_s_encoder_is_heard_by_every_command(golden, tmp_path):

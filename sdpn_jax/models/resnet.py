@@ -1,0 +1,117 @@
+"""Residual networks over time and frequency (r-vectors; He et al., arXiv 1512.03385; Zeinali et al., 1910.12592)."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sdpn_jax.models.frames import Lengths, mask
+from sdpn_jax.models.layers import BatchNorm, Conv, wide
+
+EXPANSION = 4  # of a bottleneck's channels
+VARIANCE_FLOOR = 1e-7
+
+
+class Conv2D(nn.Module):
+    """Convolution over frequency and time without bias, zeros around it: also behind each sequence's true end."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B F2 T2 {self.features}"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        pad = self.kernel_size // 2
+        if self.kernel_size > 1 and lengths is not None:
+            x = x * mask(x[:, 0], lengths)[:, None]
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions 3x3, or between two of 1x1, plus the input."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B F T C"], train: bool, lengths: Lengths = None) -> Float[Array, "B F2 T2 D"]:
+        out = self.width * (EXPANSION if self.bottleneck else 1)
+        shapes = [(self.width, 3, self.stride), (out, 3, 1)]
+        if self.bottleneck:
+            shapes = [(self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1)]
+        y, seen = x, lengths
+        for i, (features, size, stride) in enumerate(shapes, 1):
+            y = Conv2D(features, size, stride, self.dtype, name=f"conv{i}")(y, seen)
+            seen = strided(seen, stride)
+            y = BatchNorm(name=f"bn{i}")(y, train)
+            y = nn.relu(y) if i < len(shapes) else y
+        if self.stride != 1 or x.shape[-1] != out:
+            x = Conv2D(out, 1, self.stride, self.dtype, name="shortcut_0")(x)
+            x = BatchNorm(name="shortcut_1")(x, train)
+        return nn.relu(x + y)
+
+
+def strided(lengths: Lengths, stride: int) -> Lengths:
+    """Returns the frames left of sequences by a convolution that keeps every `stride`-th."""
+    return lengths if lengths is None else -(-lengths // stride)
+
+
+class ResNet(nn.Module):
+    """Features of whole sequences -> embedding, float32 or wider, no norm after it.
+
+    `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone. `blocks`: of
+    each of four stages, of width, 2, 4 and 8 times it; all but the first halve time and frequency. 3-4-6-3 is ResNet34
+    or, of bottlenecks, ResNet50; 10-20-64-3 of bottlenecks is ResNet293. `remat` computes the inside of the blocks
+    again in the backward pass.
+    """
+
+    blocks: Sequence[int] = (3, 4, 6, 3)
+    bottleneck: bool = False
+    width: int = 32
+    embedding_size: int = 256
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "B T F"], train: bool, lengths: Lengths = None
+    ) -> Float[Array, "B {self.embedding_size}"]:
+        if train and lengths is not None:
+            raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
+        x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
+        x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
+        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                name = f"layer{stage + 1}_{i}"
+                x = block(self.width << stage, stride, self.bottleneck, self.dtype, name=name)(x, train, lengths)
+                lengths = strided(lengths, stride)
+        x = statistics(x.astype(wide(self.dtype)), lengths).astype(self.dtype)
+        x = Conv(self.embedding_size, dtype=self.dtype, name="seg_1")(x[:, None])[:, 0]
+        return x.astype(wide(self.dtype))
+
+
+def statistics(x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B 2*C*F"]:
+    """Computes mean and deviation over time (of the unbiased variance + 1e-7), channels before frequencies."""
+    x = x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)
+    here = jnp.ones_like(x[:, :, :1]) if lengths is None else mask(x, lengths)
+    count = here.sum(1)
+    mean = (x * here).sum(1) / count
+    variance = (jnp.square(x - mean[:, None]) * here).sum(1) / jnp.maximum(count - 1, 1)
+    return jnp.concatenate([mean, jnp.sqrt(variance + VARIANCE_FLOOR)], axis=-1)

@@ -1,0 +1,53 @@
+"""ResNet: counts of the originals, padding, training. Its numbers are compared in tests/weights/test_convert.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdpn_jax.models.resnet import ResNet
+
+SMALL = ResNet(blocks=(1, 2, 1, 1), width=4, embedding_size=6)
+
+
+def variables_of(network, frames=40):
+    return network.init(jax.random.key(0), jnp.zeros((2, frames, 80)), True)
+
+
+@pytest.mark.parametrize("blocks, bottleneck, count", [
+    ((3, 4, 6, 3), False, 6_634_336), ((10, 20, 64, 3), True, 28_626_016),
+])  # fmt: skip
+def test_parameters_of_the_originals(blocks, bottleneck, count):
+    shapes = jax.eval_shape(lambda: variables_of(ResNet(blocks, bottleneck)))["params"]
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_padding_does_not_change_the_embedding(bottleneck):
+    network = SMALL.clone(bottleneck=bottleneck)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: x + 0.3 * rng.random(x.shape, np.float32), variables_of(network))
+    x, lengths = rng.normal(size=(4, 61, 80)).astype(np.float32), np.array([61, 33, 16, 7])
+    padded = x.copy()
+    for row, length in enumerate(lengths):
+        padded[row, length:] = 1e3  # whatever stands there must not be heard
+    together = network.apply(variables, padded, False, lengths)
+    for row, length in enumerate(lengths):
+        alone = network.apply(variables, x[row : row + 1, :length], False)[0]
+        np.testing.assert_allclose(together[row], alone, rtol=2e-4, atol=2e-4 * np.abs(alone).max())
+
+
+def test_training_refuses_lengths_and_remat_changes_nothing():
+    variables, x = variables_of(SMALL), np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
+    with pytest.raises(ValueError, match="batch norm would count the padding"):
+        SMALL.apply(variables, x, True, np.array([40, 30, 20]), mutable=["batch_stats"])
+
+    def gradient(network):
+        def loss(params):
+            embedding, _ = network.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
+            return jnp.square(embedding).sum()
+
+        return jax.grad(loss)(variables["params"])
+
+    plain, again = gradient(SMALL), gradient(SMALL.clone(remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max()), plain, again)
