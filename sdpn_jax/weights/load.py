@@ -27,10 +27,8 @@ def load_network(
     student nor steps.
     """
     path = storage.place(path)
-    for name in FILES_OF_FOLDERS:
-        if storage.exists(path / name):
-            path = path / name
-            break
+    if storage.is_folder(path):
+        path = next((path / name for name in FILES_OF_FOLDERS if storage.exists(path / name)), path)
     if storage.is_folder(path) and not model_folder.is_model(path):
         from sdpn_jax.weights import run  # which loads Orbax
 

@@ -3,15 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import checks
+from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
-ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 IGNORED = ("projection.",)  # the classifier of the speakers that it was trained on
 
 
@@ -50,22 +47,16 @@ def from_wespeaker(state: Mapping, source: str) -> tuple[dict, dict]:
     """Converts {name: array} to (sizes of Network, variables of its encoder); UserError where they do not fit."""
     state = {name: array for name, array in state.items() if not name.startswith(IGNORED)}
     sizes = sizes_of(state)
-    try:
-        checks.check_sizes(sizes)
-    except ValueError as error:
-        raise UserError(f"{source} holds no network that can be built: {error}") from None
-    ours: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
-    names = {released_name(path): path for path in ours if path[1] == "encoder"}
-    wrong = sorted({*names} ^ {*state}) + sorted(
-        name for name in {*names} & {*state} if np.shape(state[name]) != _their_shape(ours[names[name]].shape)
+    places = places_of(sizes, released_name, ("encoder",), source)
+    wrong = sorted({*places} ^ {*state}) + sorted(
+        name for name in {*places} & {*state} if np.shape(state[name]) != _their_shape(places[name][1])
     )
     if wrong:
         raise UserError(
             f"{source} is not a ResNet of WeSpeaker with one embedding layer and statistics pooling: {len(wrong)} "
             f"arrays are missing, unknown or of another shape, first {shown(wrong[0])}"
         )
-    arrays = {path: checks.check_weights(name, np.asarray(state[name]), source) for name, path in names.items()}
-    return sizes, unflatten_dict({path: _layout(path, array) for path, array in arrays.items()})
+    return sizes, variables_of(places, state, _layout, source)
 
 
 def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

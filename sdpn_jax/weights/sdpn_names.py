@@ -3,17 +3,16 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.models.network import Network
 from sdpn_jax.weights import checks, resnet_names, torch_file
+from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
 MODULES = [  # ours, theirs, in this order
     (r"(?<=\.)(conv|norm)\.$", r"\1.\1."),
@@ -39,7 +38,6 @@ SDPN_HEAD = {f"head.mlp.{layer}.{name}" for layer in (0, 3, 6) for name in ("wei
 }
 BARE, SPEECHBRAIN = "blocks.0.conv.conv.weight", "embedding_model"  # a name without prefix; SpeechBrain's file
 PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
-ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
 
 
@@ -89,16 +87,10 @@ def from_released(
     """
     state = without_prefix(state)
     sizes = sizes or network_sizes(state)
-    try:
-        checks.check_sizes(sizes)
-    except ValueError as error:
-        raise UserError(f"{source} holds no network that can be built: {error}") from None
-    ours: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
-    names = {released_name(path): path for path in ours if path[1] in parts}
-    shapes = {name: ours[path].shape[:: -1 if path[-1] == "kernel" else 1] for name, path in names.items()}
+    places = places_of(sizes, released_name, parts, source)
+    shapes = {name: shape[:: -1 if path[-1] == "kernel" else 1] for name, (path, shape) in places.items()}
     _check_names(state, shapes, source)
-    arrays = {path: checks.check_weights(name, np.asarray(state[name]), source) for name, path in names.items()}
-    return sizes, unflatten_dict({path: _layout(path, array) for path, array in arrays.items()})
+    return sizes, variables_of(places, state, _layout, source)
 
 
 def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
@@ -108,35 +100,39 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
     neither prototypes, which the files of 2024 lack, nor an optimizer. Raises UserError where the encoder is another.
     """
     with torch_file.opened(path) as contents:
-        part = next((part for part in ("teacher", "student") if isinstance(contents.get(part), dict)), None)
-        source = f"the {part} of {path}" if part else str(path)
-        state = contents[part] if part else contents
-        if not part and isinstance(state.get(BARE), torch_file.Tensor):
-            return _bare_encoder(state, path)
-        if not part and resnet_names.is_resnet(state):
-            _check_state(state, source)
-            return resnet_names.from_wespeaker(without_prefix(state), source)
-        if not part and not any(isinstance(name, str) and "backbone." in name for name in state):
-            names = first_of([str(name) for name in state], 5) or "nothing"
-            raise UserError(
-                f"{path} has neither teacher nor student nor a backbone, only {names}: give a checkpoint of the "
-                "released training script"
-            )
-        _check_state(state, source)
-        state = without_prefix(state)
-        head = {name for name in state if name.startswith("head.")}
-        if head == SDPN_HEAD:
-            return from_released(state, source)
-        if head:
-            logging.info("%s: the head is not SDPN's (%s) and left out", source, first_of(sorted(head - SDPN_HEAD)))
-        encoder = {name: array for name, array in state.items() if name.startswith("backbone.")}
-        return from_released(encoder, source, parts=("encoder",))
+        if part := next((part for part in ("teacher", "student") if isinstance(contents.get(part), dict)), None):
+            return _encoder_of(contents[part], f"the {part} of {path}")
+        if isinstance(contents.get(BARE), torch_file.Tensor):
+            return _bare_encoder(contents, path)
+        if resnet_names.is_resnet(contents):
+            _check_state(contents, str(path))
+            return resnet_names.from_wespeaker(without_prefix(contents), str(path))
+        if any(isinstance(name, str) and "backbone." in name for name in contents):
+            return _encoder_of(contents, str(path))
+        names = first_of([str(name) for name in contents], 5) or "nothing"
+        raise UserError(
+            f"{path} has neither teacher nor student nor a backbone, only {names}: give a checkpoint of the released "
+            "training script"
+        )
+
+
+def _encoder_of(state: Mapping, source: str) -> tuple[dict, dict]:
+    """The encoder of a state under the released names, with its head if that is SDPN's."""
+    _check_state(state, source)
+    state = without_prefix(state)
+    head = {name for name in state if name.startswith("head.")}
+    if head == SDPN_HEAD:
+        return from_released(state, source)
+    if head:
+        logging.info("%s: the head is not SDPN's (%s) and left out", source, first_of(sorted(head - SDPN_HEAD)))
+    encoder = {name: array for name, array in state.items() if name.startswith("backbone.")}
+    return from_released(encoder, source, parts=("encoder",))
 
 
 def _bare_encoder(state: Mapping, path: str | os.PathLike) -> tuple[dict, dict]:
     """The ECAPA-TDNN of 3D-Speaker or SpeechBrain, whose names are the same, and whose features are not."""
     _check_state(state, str(path))
-    from_speechbrain = torch_file.name_at_saving(path) == SPEECHBRAIN or storage.place(path).stem == SPEECHBRAIN
+    from_speechbrain = SPEECHBRAIN in (state[BARE].storage.archive.name, storage.place(path).stem)
     sizes, variables = from_released(
         {f"backbone.{name}": array for name, array in without_prefix(state).items()}, str(path), parts=("encoder",)
     )

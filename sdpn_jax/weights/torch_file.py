@@ -42,7 +42,10 @@ MOST_SHARING = 4  # times the file's size is what its tensors may hold together,
 
 
 class Archive:
-    """The zip file of a checkpoint: one folder with data.pkl, and the bytes of each storage in data/."""
+    """The zip file of a checkpoint: one folder with data.pkl, and the bytes of each storage in data/.
+
+    name: the folder's, which `torch.save` calls as the file that it writes, less its extension.
+    """
 
     def __init__(self, path: Path, file: zipfile.ZipFile):
         self.path, self._file, self._last = path, file, ("", b"")
@@ -50,6 +53,7 @@ class Archive:
         if not folders:
             raise UserError(f"{path} is a zip file without data.pkl: give a checkpoint that torch.save wrote")
         self._folder = folders[0]
+        self.name = self._folder.removesuffix("/")
         has_byteorder = self._folder + "byteorder" in file.namelist()
         self.byteorder: Literal[">", "<"] = ">" if has_byteorder and self.read("byteorder", 16) == b"big" else "<"
 
@@ -171,17 +175,6 @@ class Reader(pickled.Interpreter):
         if self._left < 0:
             raise ValueError("tensors that hold far more than the file")
         return Tensor(of, offset, shape, strides)
-
-
-def name_at_saving(path: str | os.PathLike) -> str:
-    """Returns the name, less its extension, under which `torch.save` wrote a file; UserError if it is no such file."""
-    path = _here(path)
-    _check_kind(path)
-    try:
-        with zip_file(path) as file:
-            return next((name.removesuffix("/data.pkl") for name in file.namelist() if name.endswith("/data.pkl")), "")
-    except Exception as error:  # see Archive
-        raise UserError(f"{path} is cut short or damaged ({shown(error)}): copy it again") from error
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""Weights under the names and in the layout of another implementation, put in their places in a network."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.weights import checks
+
+ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}  # ours, PyTorch's
+Path: TypeAlias = tuple[str, ...]  # of an array in a network's variables: ("params", "encoder", ..., "kernel")
+
+
+def places_of(
+    sizes: Mapping[str, Any], name_of: Callable[[Path], str], parts: Collection[str], source: str
+) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Lists {their name: (path, shape)} of all arrays of a network's `parts` ("encoder", "head").
+
+    Raises UserError, which calls the weights `source`, for sizes that no network has.
+    """
+    try:
+        checks.check_sizes(sizes)
+    except ValueError as error:
+        raise UserError(f"{source} holds no network that can be built: {error}") from None
+    ours: dict[Path, Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
+    return {name_of(path): (path, array.shape) for path, array in ours.items() if path[1] in parts}
+
+
+def variables_of(
+    places: Mapping[str, tuple[Path, tuple[int, ...]]],
+    state: Mapping[str, Any],
+    layout: Callable[[Path, np.ndarray], np.ndarray],
+    source: str,
+) -> dict[str, Any]:
+    """Builds variables of the arrays of `state`, each brought into our layout; UserError for one that is not finite."""
+    arrays = {name: checks.check_weights(name, np.asarray(state[name]), source) for name in places}
+    return unflatten_dict({path: layout(path, arrays[name]) for name, (path, _) in places.items()})
