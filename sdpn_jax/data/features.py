@@ -1,5 +1,6 @@
 """Log-mel features: what SDPN's encoder hears, and how silence after an utterance looks in them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -107,10 +108,26 @@ def pad_with_silence(
 def _power_of_frames(padded: Waveform, settings: FeatureSettings) -> Float32[np.ndarray, "T F"]:
     """Computes the mel power of every whole frame of n_fft samples."""
     window, filterbank = window_and_filterbank(settings)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[:: settings.hop]
-    mel = np.empty((len(frames), settings.mel_bins), np.float32)
+    return mel_power_of_frames(frames_of(padded, settings.n_fft, settings.hop), window, filterbank)
+
+
+def frames_of(waveform: Waveform, size: int, hop: int) -> Float32[np.ndarray, "T {size}"]:
+    """Returns a view of every whole frame of `size` samples, one each `hop` samples."""
+    return np.lib.stride_tricks.sliding_window_view(waveform, size)[::hop]
+
+
+def mel_power_of_frames(
+    frames: Float32[np.ndarray, "T size"],
+    window: Float32[np.ndarray, " size"],
+    filterbank: Float32[np.ndarray, "points//2+1 F"],
+    prepared: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Float32[np.ndarray, "T F"]:
+    """Computes the mel power of frames, each `prepared` where that is given, windowed, and zeros behind it."""
+    points = 2 * (len(filterbank) - 1)
+    mel = np.empty((len(frames), filterbank.shape[1]), np.float32)
     for start in range(0, len(frames), FRAMES_AT_ONCE):  # fits the cache, and bounds the memory of hours of audio
-        spectrum: Any = scipy.fft.rfft(frames[start : start + FRAMES_AT_ONCE] * window, axis=-1)
+        block: Any = frames[start : start + FRAMES_AT_ONCE]
+        spectrum: Any = scipy.fft.rfft((prepared(block) if prepared else block) * window, points, axis=-1)
         np.matmul(spectrum.real**2 + spectrum.imag**2, filterbank, out=mel[start : start + FRAMES_AT_ONCE])
     return mel
 

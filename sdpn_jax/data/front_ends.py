@@ -5,18 +5,16 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import scipy.fft
 from jaxtyping import Float32
 
 from sdpn_jax.data import features
-from sdpn_jax.data.features import LogMel, Waveform
+from sdpn_jax.data.features import LogMel, Waveform, frames_of
 
 RATE, HOP, WIDTH, BINS = 16000, 160, 400, 80  # Hz, samples, samples
 KALDI_FFT, KALDI_LOWEST_HZ, KALDI_PREEMPHASIS = 512, 20.0, 0.97
-FRAMES_AT_ONCE = 256
 DECIBELS_KEPT, POWER_FLOOR = 80.0, 1e-10
 
 
@@ -41,8 +39,7 @@ def speechbrain(waveform: Waveform) -> LogMel:
     the scale 2595 log10(1 + f / 700). T = 1 + N // 160.
     """
     padded = np.pad(np.asarray(waveform, np.float32), WIDTH // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WIDTH)[::HOP]
-    power = _mel_power(frames, _hamming(WIDTH), WIDTH, _speechbrain_triangles())
+    power = features.mel_power_of_frames(frames_of(padded, WIDTH, HOP), _hamming(WIDTH), _speechbrain_triangles())
     decibels = 10 * np.log10(np.maximum(power, POWER_FLOOR))
     return _centred(np.maximum(decibels, decibels.max() - DECIBELS_KEPT))
 
@@ -55,27 +52,14 @@ FRONT_ENDS: dict[str, FrontEnd] = {
 
 def _kaldi(waveform: Waveform, scale: float, window: np.ndarray) -> LogMel:
     samples = np.asarray(waveform, np.float32) * np.float32(scale)
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WIDTH)[::HOP]
-    power = _mel_power(frames, window, KALDI_FFT, _kaldi_triangles(), KALDI_PREEMPHASIS)
+    power = features.mel_power_of_frames(frames_of(samples, WIDTH, HOP), window, _kaldi_triangles(), _emphasised)
     return _centred(np.log(np.maximum(power, np.finfo(np.float32).eps)))
 
 
-def _mel_power(
-    frames: Float32[np.ndarray, "T {WIDTH}"],
-    window: np.ndarray,
-    points: int,
-    triangles: np.ndarray,
-    emphasis: float = 0,
-) -> Float32[np.ndarray, "T {BINS}"]:
-    mel = np.empty((len(frames), BINS), np.float32)
-    for start in range(0, len(frames), FRAMES_AT_ONCE):
-        block: Any = frames[start : start + FRAMES_AT_ONCE]
-        if emphasis:
-            block = block - block.mean(axis=1, keepdims=True)
-            block = block - np.float32(emphasis) * np.concatenate([block[:, :1], block[:, :-1]], axis=1)
-        spectrum: Any = scipy.fft.rfft(block * window, points, axis=1)
-        mel[start : start + FRAMES_AT_ONCE] = (spectrum.real**2 + spectrum.imag**2) @ triangles
-    return mel
+def _emphasised(frames: Float32[np.ndarray, "T {WIDTH}"]) -> Float32[np.ndarray, "T {WIDTH}"]:
+    """Kaldi's frames before the window: without their mean, each sample less a share of the one before."""
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    return frames - np.float32(KALDI_PREEMPHASIS) * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
 
 
 def _centred(x: LogMel) -> LogMel:

@@ -165,8 +165,7 @@ class ECAPA(nn.Module):
     def __call__(
         self, log_mel: Float[Array, "B T F"], train: bool, lengths: Lengths = None
     ) -> Float[Array, "B {self.embedding_size}"]:
-        if train and lengths is not None:
-            raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
+        frames.check_mode(train, lengths)
         x = (instance_norm(log_mel, lengths) if self.normalise else log_mel).astype(self.dtype)
         x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []

@@ -18,6 +18,12 @@ def mask(x: Frames, lengths: Int[Array, " B"]) -> Float[Array, "B T 1"]:
     return (jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]).astype(x.dtype)
 
 
+def check_mode(train: bool, lengths: Lengths) -> None:
+    """Raises ValueError for padded sequences in training."""
+    if train and lengths is not None:
+        raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
+
+
 def mean(x: Frames, lengths: Lengths = None, weights: Frames | None = None) -> Float[Array, "B 1 C"]:
     """Averages over time; `weights`, of any sum, are 0 in the padding."""
     if weights is not None:

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sdpn_jax.models.frames import Lengths, mask
+from sdpn_jax.models import frames
+from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, wide
 
 EXPANSION = 4  # of a bottleneck's channels
@@ -29,7 +30,7 @@ class Conv2D(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         pad = self.kernel_size // 2
         if self.kernel_size > 1 and lengths is not None:
-            x = x * mask(x[:, 0], lengths)[:, None]
+            x = x * frames.mask(x[:, 0], lengths)[:, None]
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -90,8 +91,7 @@ class ResNet(nn.Module):
     def __call__(
         self, features: Float[Array, "B T F"], train: bool, lengths: Lengths = None
     ) -> Float[Array, "B {self.embedding_size}"]:
-        if train and lengths is not None:
-            raise ValueError("batch norm would count the padding: train on views of equal length, without lengths")
+        frames.check_mode(train, lengths)
         x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
         x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
         x = nn.relu(BatchNorm(name="bn1")(x, train))
@@ -110,8 +110,7 @@ class ResNet(nn.Module):
 def statistics(x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B 2*C*F"]:
     """Computes mean and deviation over time (of the unbiased variance + 1e-7), channels before frequencies."""
     x = x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)
-    here = jnp.ones_like(x[:, :, :1]) if lengths is None else mask(x, lengths)
-    count = here.sum(1)
-    mean = (x * here).sum(1) / count
-    variance = (jnp.square(x - mean[:, None]) * here).sum(1) / jnp.maximum(count - 1, 1)
+    mean, biased = (moment[:, 0] for moment in frames.mean_and_variance(x, lengths))
+    count = jnp.asarray(x.shape[1] if lengths is None else lengths[:, None], x.dtype)
+    variance = biased * (count / jnp.maximum(count - 1, 1))
     return jnp.concatenate([mean, jnp.sqrt(variance + VARIANCE_FLOOR)], axis=-1)
