@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from sdpn_jax.errors import returns_exit_code
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import initial_variables, network_of, sizes_of
 from sdpn_jax.speaker import embedder
 from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND, read_features
 from sdpn_jax.weights.load import load_network
@@ -87,7 +87,7 @@ def main(_) -> None:
     }
     if FLAGS.torch:
         ways["torch, one by one"] = torch_one_by_one(network, variables)
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}; {measure.machine()}; widths {network.channels}")
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}; {measure.machine()}; {sizes_of(network)}")
     results = {"whole utterances": compare("whole utterances", ways, log_mels)}
     frames = round(FLAGS.crop_seconds * FRAMES_PER_SECOND)
     # Lengths spread by a fifth around --crop_seconds: short recordings as they come.

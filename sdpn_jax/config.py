@@ -28,6 +28,8 @@ from sdpn_jax.errors import UserError
 Config: TypeAlias = Any
 
 
+# Names of models/network.py, which loads JAX; a test compares them.
+ENCODERS = ("ecapa", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet221", "resnet293")
 # What a change of a field means to a run that has begun: another run, another schedule from the step reached on, or
 # nothing, as no step computes anything else.
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"
@@ -135,9 +137,16 @@ FIELDS: dict[str, Field] = {
         "mean", "what masked values become: the bin's mean, or silence (log of zero power, as in the released code)",
         choices=("mean", "silence"),
     ),
-    "model.channels": Field((1024, 1024, 1024, 1024, 3072), "of the encoder's five frame layers", at_least=1),
-    "model.se_bottleneck": Field(128, "channels inside squeeze-excitation", at_least=1),
-    "model.attention": Field(128, "channels of the pooling's attention", at_least=1),
+    "model.encoder": Field(
+        "ecapa", "architecture of the encoder; the paper's is ECAPA-TDNN",
+        choices=ENCODERS,
+    ),
+    "model.channels": Field((1024, 1024, 1024, 1024, 3072), "of the five frame layers of ecapa", at_least=1),
+    "model.se_bottleneck": Field(128, "channels inside the squeeze-excitation of ecapa", at_least=1),
+    "model.attention": Field(128, "channels of the attention in the pooling of ecapa", at_least=1),
+    "model.width": Field(
+        0, "channels of the first layer of other encoders, from which the others follow; 0: as published", at_least=0
+    ),
     "model.embedding_size": Field(512, "D", at_least=1),
     "model.hidden_size": Field(2048, "of the projection head", at_least=1),
     "model.projection_size": Field(256, "P", at_least=1),
@@ -197,7 +206,7 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         lambda c: c.warmup_steps or c.num_steps or c.warmup_epochs < c.num_epochs,
         "the warm-up must be shorter than the run",
     ),
-    ("model.channels", lambda c: len(c.model.channels) == 5, "the encoder has five frame layers"),
+    ("model.channels", lambda c: len(c.model.channels) == 5, "ecapa has five frame layers"),
     (
         "model.channels",
         lambda c: all(channels % 8 == 0 for channels in c.model.channels[1:-1]),

@@ -9,7 +9,7 @@ import pytest
 from sdpn_jax import config as configs
 from sdpn_jax.data.pipeline import Views
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import ENCODERS, Network, network_of
 from sdpn_jax.training.step import Objective
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -62,7 +62,7 @@ def test_flags_change_fields_of_every_type():
         ("learning_rate=nan", "learning_rate=nan must be at least 0"),
         ("ema_momentum=1.5", "ema_momentum=1.5 must be at most 1"),
         ("model.channels=(8,8,12,8,8)", "model.channels=(8, 8, 12, 8, 8): all but the first and the last"),
-        ("model.channels=(8,8)", "the encoder has five frame layers"),
+        ("model.channels=(8,8)", "ecapa has five frame layers"),
         ("checkpoint_every=150", "checkpoint_every=150, log_every=100: the first must be a multiple"),
         ("objective.koleo_group=100", "objective.koleo_group=100, batch_size=384: the first must divide"),
         ("warmup_epochs=150", "warmup_epochs=150, num_epochs=150: the warm-up must be shorter"),
@@ -207,5 +207,5 @@ def test_defaults_elsewhere_are_those_of_the_fields():
     config = configs.default()
     assert Objective(**config.objective) == Objective()
     assert Views(**config.views) == Views()
-    sizes = {**config.model, "dtype": Network.dtype}
-    assert Network(**sizes) == Network()
+    assert network_of({**config.model, "dtype": "float32"}) == Network()
+    assert tuple(ENCODERS) == configs.ENCODERS

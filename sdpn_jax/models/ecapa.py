@@ -1,4 +1,4 @@
-"""ECAPA-TDNN (Desplanques et al., arXiv 2005.07143), the encoder of SDPN: mel power in, embedding out."""
+"""ECAPA-TDNN (Desplanques et al., arXiv 2005.07143), the encoder of SDPN: features in, embedding out."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,6 @@ from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
 
 LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
-
-
-def instance_norm(
-    log_mel: Float[Array, "B T F"], lengths: Lengths = None, epsilon: float = 1e-5
-) -> Float[Array, "B T F"]:
-    """Normalises each utterance and mel bin to zero mean and unit (biased) variance over time, without gradient.
-
-    lengths are in frames; the result is float32 or wider.
-    """
-    x = log_mel.astype(wide(log_mel.dtype))
-    centre, variance = frames.mean_and_variance(x, lengths)
-    return jax.lax.stop_gradient((x - centre) * jax.lax.rsqrt(variance + epsilon))
 
 
 class TDNN(nn.Module):
@@ -142,11 +130,10 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class ECAPA(nn.Module):
-    """Log-mel of whole sequences -> embedding, float32 or wider, no norm after it.
+    """Features of whole sequences -> embedding, float32 or wider, no norm after it.
 
     `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone.
-    `remat` computes the inside of the blocks again in the backward pass instead of keeping it. `normalise`: features
-    are normalised in here, as SDPN does; other toolkits subtract their mean before.
+    `remat` computes the inside of the blocks again in the backward pass instead of keeping it.
     Sizes are those of SDPN: channels 1024 x4 then 3072, embedding 512.
     """
 
@@ -159,14 +146,13 @@ class ECAPA(nn.Module):
     embedding_size: int = 512
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    normalise: bool = True
 
     @nn.compact
     def __call__(
-        self, log_mel: Float[Array, "B T F"], train: bool, lengths: Lengths = None
+        self, features: Float[Array, "B T F"], train: bool, lengths: Lengths = None
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
-        x = (instance_norm(log_mel, lengths) if self.normalise else log_mel).astype(self.dtype)
+        x = features.astype(self.dtype)
         x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []
         se_res2_block = nn.remat(SERes2Block, static_argnums=(2,)) if self.remat else SERes2Block

@@ -1,4 +1,4 @@
-"""Building blocks shared by encoder and head: reflect-padded convolution over time, batch norm."""
+"""Building blocks shared by encoders and head: convolution over time, norms."""
 
 import functools
 from collections.abc import Callable
@@ -26,6 +26,18 @@ def fan_in_uniform(fan_in: int) -> Callable[..., Array]:
     """Initialises uniformly in +-1/sqrt(fan_in), PyTorch's default for convolutions and linear layers."""
     bound = 1.0 / np.sqrt(fan_in)
     return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def instance_norm(
+    log_mel: Float[Array, "B T F"], lengths: frames.Lengths = None, epsilon: float = 1e-5
+) -> Float[Array, "B T F"]:
+    """Normalises each utterance and mel bin to zero mean and unit (biased) variance over time, without gradient.
+
+    lengths are in frames; the result is float32 or wider.
+    """
+    x = log_mel.astype(wide(log_mel.dtype))
+    centre, variance = frames.mean_and_variance(x, lengths)
+    return jax.lax.stop_gradient((x - centre) * jax.lax.rsqrt(variance + epsilon))
 
 
 class Conv(nn.Module):

@@ -1,84 +1,102 @@
 """Encoder and projection head together: what student and teacher both are."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
+from sdpn_jax.models.layers import instance_norm
 from sdpn_jax.models.resnet import ResNet
 
+Encoder: TypeAlias = ECAPA | ResNet
+
 MEL_BINS = 80
+FRONT_END, ENCODER = "sdpn", "ecapa"
+# Published encoders: the module, and the sizes that tell them from others of it.
+ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
+    "ecapa": (ECAPA, {}),
+    "resnet18": (ResNet, {"blocks": (2, 2, 2, 2), "bottleneck": False}),
+    "resnet34": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": False}),
+    "resnet50": (ResNet, {"blocks": (3, 4, 6, 3), "bottleneck": True}),
+    "resnet101": (ResNet, {"blocks": (3, 4, 23, 3), "bottleneck": True}),
+    "resnet152": (ResNet, {"blocks": (3, 8, 36, 3), "bottleneck": True}),
+    "resnet221": (ResNet, {"blocks": (6, 16, 48, 3), "bottleneck": True}),
+    "resnet293": (ResNet, {"blocks": (10, 20, 64, 3), "bottleneck": True}),
+}
 
 
 class Network(nn.Module):
-    """Log-mel -> (embedding, projection of unit length).
+    """Features -> (embedding, projection of unit length).
 
-    front_end: which features the encoder hears, a name of data/front_ends.py; all but "sdpn" for embeddings alone.
-    architecture: of the encoder, "ecapa" or "resnet", with `channels`, `se_bottleneck` and `attention` of the one,
-    `blocks`, `bottleneck` and `width` of the other.
+    encoder: module (features [B, T, F], train, lengths) -> embedding [B, D]; front_end: which features it hears, a
+    name of data/front_ends.py. Those of "sdpn", log-mel, are normalised in here as the released code does it, those of
+    other toolkits before.
     """
 
-    channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
-    se_bottleneck: int = 128
-    attention: int = 128
-    embedding_size: int = 512
-    hidden_size: int = 2048
-    projection_size: int = 256
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-    front_end: str = "sdpn"
-    architecture: str = "ecapa"
-    blocks: Sequence[int] = (3, 4, 6, 3)
-    bottleneck: bool = False
-    width: int = 32
+    encoder: Encoder = ECAPA()
+    head: nn.Module = ProjectionHead()
+    front_end: str = FRONT_END
 
-    def setup(self):
-        self.encoder = self._resnet() if self.architecture == "resnet" else self._ecapa()
-        self.head = ProjectionHead(self.hidden_size, self.projection_size, self.dtype)
-
-    def _resnet(self) -> ResNet:
-        return ResNet(
-            blocks=self.blocks,
-            bottleneck=self.bottleneck,
-            width=self.width,
-            embedding_size=self.embedding_size,
-            dtype=self.dtype,
-            remat=self.remat,
-        )
-
-    def _ecapa(self) -> ECAPA:
-        return ECAPA(
-            channels=self.channels,
-            se_bottleneck=self.se_bottleneck,
-            attention=self.attention,
-            embedding_size=self.embedding_size,
-            dtype=self.dtype,
-            remat=self.remat,
-            normalise=self.front_end == "sdpn",
-        )
+    @property
+    def embedding_size(self) -> int:
+        """D."""
+        return self.encoder.embedding_size
 
     def __call__(
         self, log_mel: Float[Array, "B T F"], train: bool
-    ) -> tuple[Float[Array, "B {self.embedding_size}"], Float[Array, "B {self.projection_size}"]]:
-        embedding = self.encoder(log_mel, train)
+    ) -> tuple[Float[Array, "B {self.embedding_size}"], Float[Array, "B P"]]:
+        embedding = self.encoder(self._normalised(log_mel), train)
         return embedding, self.head(embedding, train)
 
     def embed(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B {self.embedding_size}"]:
-        """Embeds log-mels with the running statistics; `lengths` in frames, for padded sequences."""
-        return self.encoder(log_mel, False, lengths)
+        """Embeds features with the running statistics; `lengths` in frames, for padded sequences."""
+        return self.encoder(self._normalised(log_mel, lengths), False, lengths)
+
+    def _normalised(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B T F"]:
+        return instance_norm(log_mel, lengths) if self.front_end == FRONT_END else log_mel
 
 
-def network_of(sizes: Mapping) -> Network:
-    """Builds the network described by the fields of Network, such as {"channels": ..., "dtype": "bfloat16"}."""
-    dtype = jnp.dtype(sizes.get("dtype", "float32"))
-    lists = {name: tuple(sizes[name]) for name in ("channels", "blocks") if name in sizes}
-    return Network(**{**sizes, **lists, "dtype": dtype})
+def network_of(sizes: Mapping[str, Any]) -> Network:
+    """Builds the network that sizes such as {"encoder": "resnet34", "embedding_size": 256} describe.
+
+    encoder: a name of ENCODERS (default "ecapa"); all else are fields of its module, of the head and of Network. A
+    width of 0 is the published one; what only other encoders have is not looked at.
+    """
+    module, published = ENCODERS[sizes.get("encoder", ENCODER)]
+    given = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in sizes.items()}
+    given |= {"dtype": jnp.dtype(sizes.get("dtype", "float32"))}
+    if not given.get("width"):
+        given.pop("width", None)
+    encoder, head = module(**published | _own(module, given)), ProjectionHead(**_own(ProjectionHead, given))
+    return Network(encoder, head, sizes.get("front_end", FRONT_END))
+
+
+def sizes_of(network: Network) -> dict[str, Any]:
+    """Describes a network: network_of(sizes_of(network)) == network."""
+    encoder = _sizes(network.encoder)
+    names = [name for name, (module, _) in ENCODERS.items() if isinstance(network.encoder, module)]
+    nearest = max(names, key=lambda name: sum(encoder[key] == value for key, value in ENCODERS[name][1].items()))
+    return {"encoder": nearest, **encoder, **_sizes(network.head), "front_end": network.front_end}
+
+
+def _sizes(module: nn.Module) -> dict[str, Any]:
+    sizes = {name: getattr(module, name) for name in _fields(type(module))}
+    return sizes | {"dtype": jnp.dtype(sizes["dtype"]).name}
+
+
+def _own(module: type[nn.Module], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: sizes[name] for name in _fields(module) if name in sizes}
+
+
+def _fields(module: type[nn.Module]) -> list[str]:
+    return [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
 
 
 def initial_variables(network: Network, seed: int) -> dict:

@@ -1,16 +1,18 @@
 """Embeddings of utterances of any length with a network: padded batches over the local devices, or averaged crops."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
 from sdpn_jax.data.features import LogMel
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import ENCODER, FRONT_END, Network, sizes_of
 from sdpn_jax.vectors import unit
 
 STEP = 128  # frames (1.28 s): short lengths are padded to multiples of it
@@ -20,7 +22,9 @@ ACCELERATOR_BATCH_FRAMES = 65536
 # network takes a third of the time and of the memory.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
-LATER_FIELDS = "front_end", "architecture", "blocks", "bottleneck", "width"  # of Network
+EARLIER_FIELDS = (
+    "channels", "se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "dtype", "remat",
+)  # fmt: skip
 
 LogMels: TypeAlias = Sequence[Float[np.ndarray, "_T F"]]  # each of its own length
 
@@ -61,14 +65,20 @@ class Embedder:
 
 def fingerprint(network: Network, variables: dict) -> str:
     """Computes a digest that changes with the network and its weights, not with how a backward pass saves memory."""
-    told = repr(network.clone(remat=False))
-    for name in LATER_FIELDS:  # networks of before there were such fields keep their digests
-        if getattr(network, name) == getattr(Network, name):
-            told = told.replace(f"    {name} = {getattr(network, name)!r}\n", "")
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(_described(network).encode())
     for leaf in jax.tree.leaves(jax.device_get(variables)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _described(network: Network) -> str:
+    """The network's sizes as text: of SDPN's own encoder in the words of earlier versions, which knew no other."""
+    sizes: dict[str, Any] = sizes_of(network) | {"remat": False}
+    if sizes["encoder"] != ENCODER:
+        return json.dumps(sizes)
+    sizes |= {"dtype": jnp.dtype(sizes["dtype"])}
+    names = EARLIER_FIELDS + ("front_end",) * (network.front_end != FRONT_END)
+    return "\n".join(["Network(", "    # attributes", *(f"    {name} = {sizes[name]!r}" for name in names), ")"])
 
 
 def padded_length(frames: int) -> int:

@@ -10,8 +10,8 @@ import optax
 from absl import logging
 
 from sdpn_jax import storage
+from sdpn_jax.config import FIELDS
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network
 from sdpn_jax.training import checkpoint, optim
 from sdpn_jax.training.step import TrainState, drawn_prototypes
 from sdpn_jax.weights import run, sdpn_names
@@ -61,7 +61,6 @@ def to_workdir(source: str | os.PathLike, workdir: str | os.PathLike, step: int 
 
 def size_flags(config: dict) -> str:
     """Writes the `sdpn train` flags, each followed by a space, for sizes other than those of configs/vox2.py."""
-    sizes = {"num_prototypes": 1024} | {f"model.{name}": getattr(Network, name) for name in config["model"]}
     ours = {"num_prototypes": config["num_prototypes"]} | {f"model.{k}": v for k, v in config["model"].items()}
-    other = [f"--config.{name}={value}" for name, value in ours.items() if value != sizes[name]]
+    other = [f"--config.{name}={value}" for name, value in ours.items() if value != FIELDS[name].default]
     return "".join(f"{shlex.quote(flag)} " for flag in other)

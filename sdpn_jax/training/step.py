@@ -50,7 +50,7 @@ class TrainState(flax.struct.PyTreeNode):
 def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """Begins a run: the teacher is a copy of the student, prototypes are drawn."""
     student = initial_variables(network, seed)
-    prototypes = drawn_prototypes(num_prototypes, network.projection_size, seed)
+    prototypes = drawn_prototypes(num_prototypes, network.head.projection_size, seed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,

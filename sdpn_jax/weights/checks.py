@@ -7,13 +7,15 @@ import numpy as np
 
 from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.errors import UserError, shown
+from sdpn_jax.models.network import ENCODER, ENCODERS
 
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
-CHANNELS, GROUPS = 5, 8  # of the encoder: its widths, and the groups that those of the blocks are split into
-SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size")
-OF_OTHERS = ("front_end", "architecture", "blocks", "bottleneck", "width")
-STAGES, MOST_BLOCKS = 4, 100  # of a ResNet
-TYPES = ("float32", "bfloat16", "float16")
+CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: its widths, and the groups that those of the blocks are split into
+STAGES, MOST_COUNT = 4, 100  # of a ResNet; and the most blocks of one, or of anything else that is counted
+SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width")
+COUNTS: tuple[str, ...] = ()
+SWITCHES = ("remat", "bottleneck")
+CHOICES = {"encoder": ENCODERS, "front_end": FRONT_ENDS, "dtype": ("float32", "bfloat16", "float16")}
 ROUNDING = 1e-6  # by which a cosine may exceed 1
 
 
@@ -28,37 +30,36 @@ def check_fields(content: Any, names: Iterable[str], where: str) -> None:
 
 def check_sizes(sizes: Any) -> None:
     """Checks what `network_of` shall take, before anything is made of it; raises ValueError, which names the field."""
-    check_fields(sizes, ("channels", *SIZES, "dtype", "remat", *OF_OTHERS), "model")
-    if sizes.get("architecture", "ecapa") == "resnet":
-        _check_resnet(sizes)
-        sizes = {"channels": (8,) * CHANNELS, **sizes}
-    if sizes.get("front_end", "sdpn") not in FRONT_ENDS:
-        raise ValueError(f"model.front_end is none of {', '.join(FRONT_ENDS)}")
-    channels = sizes.get("channels")
+    check_fields(sizes, (*SIZES, *COUNTS, *SWITCHES, *CHOICES, "channels", "blocks"), "model")
+    for name, choices in CHOICES.items():
+        if name in sizes and (type(sizes[name]) is not str or sizes[name] not in choices):
+            raise ValueError(f"model.{name} is none of {', '.join(choices)}")
+    if sizes.get("encoder", ENCODER) == ENCODER or "channels" in sizes:
+        _check_channels(sizes.get("channels"))
+    if "blocks" in sizes:
+        _check_blocks(sizes["blocks"])
+    for names, least, most in ((SIZES, 1, MOST_SIZE), (COUNTS, 1, MOST_COUNT)):
+        for name in names:
+            lowest = 0 if name == "width" else least  # 0: the published one
+            if name in sizes and not (type(sizes[name]) is int and lowest <= sizes[name] <= most):
+                raise ValueError(f"model.{name} is no whole number from {lowest} to {most}")
+    for name in SWITCHES:
+        if type(sizes.get(name, False)) is not bool:
+            raise ValueError(f"model.{name} is neither true nor false")
+
+
+def _check_channels(channels: Any) -> None:
     if not isinstance(channels, list | tuple) or len(channels) != CHANNELS or not all(map(is_size, channels)):
         raise ValueError(f"model.channels is not {CHANNELS} whole numbers from 1 to {MOST_SIZE}")
     if any(size % GROUPS for size in channels[1:-1]):
         raise ValueError(f"model.channels: the inner three are no multiples of {GROUPS}")
-    for name in SIZES:
-        if name in sizes and not is_size(sizes[name]):
-            raise ValueError(f"model.{name} is no whole number from 1 to {MOST_SIZE}")
-    dtype = sizes.get("dtype", TYPES[0])
-    if type(dtype) is not str or dtype not in TYPES:
-        raise ValueError(f"model.dtype is none of {', '.join(TYPES)}")
-    if type(sizes.get("remat", False)) is not bool:
-        raise ValueError("model.remat is neither true nor false")
 
 
-def _check_resnet(sizes: Any) -> None:
-    blocks = sizes.get("blocks", (1,) * STAGES)
+def _check_blocks(blocks: Any) -> None:
     if not isinstance(blocks, list | tuple) or len(blocks) != STAGES or not all(map(is_size, blocks)):
-        raise ValueError(f"model.blocks is not {STAGES} whole numbers from 1 to {MOST_BLOCKS}")
-    if max(blocks) > MOST_BLOCKS:
-        raise ValueError(f"model.blocks has more than {MOST_BLOCKS}")
-    if not is_size(sizes.get("width", 1)):
-        raise ValueError(f"model.width is no whole number from 1 to {MOST_SIZE}")
-    if type(sizes.get("bottleneck", False)) is not bool:
-        raise ValueError("model.bottleneck is neither true nor false")
+        raise ValueError(f"model.blocks is not {STAGES} whole numbers from 1 to {MOST_COUNT}")
+    if max(blocks) > MOST_COUNT:
+        raise ValueError(f"model.blocks has more than {MOST_COUNT}")
 
 
 def is_size(value: Any) -> bool:

@@ -22,5 +22,5 @@ def to_safetensors(
     storage.make_folder(storage.place(output).parent)
     about = {"format": "pt", "encoder": which, "step": str(step)}
     storage.write_bytes(output, safetensors.numpy.save(state, about))
-    logging.info("%s of %s, step %d, channels %s", which, workdir, step, network.channels)
+    logging.info("%s of %s, step %d", which, workdir, step)
     return step

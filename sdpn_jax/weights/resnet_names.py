@@ -31,13 +31,14 @@ def sizes_of(state: Mapping) -> dict[str, Any]:
         parts = name.split(".")
         if parts[0] in ("layer1", "layer2", "layer3", "layer4") and len(parts) > 2 and parts[1].isdecimal():
             stage = int(parts[0][-1]) - 1
-            blocks[stage] = max(blocks[stage], min(int(parts[1]), checks.MOST_BLOCKS) + 1)
+            blocks[stage] = max(blocks[stage], min(int(parts[1]), checks.MOST_COUNT) + 1)
+    bottleneck = "layer1.0.conv3.weight" in state
     first, last = (np.shape(state[name]) if name in state else () for name in ("conv1.weight", "seg_1.weight"))
     return {
-        "architecture": "resnet",
+        "encoder": "resnet50" if bottleneck else "resnet34",
         "front_end": "wespeaker",
         "blocks": tuple(blocks),
-        "bottleneck": "layer1.0.conv3.weight" in state,
+        "bottleneck": bottleneck,
         "width": first[0] if first else 0,
         "embedding_size": last[0] if last else 0,
     }

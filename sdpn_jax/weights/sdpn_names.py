@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict
 
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.ecapa import ECAPA
+from sdpn_jax.models.head import ProjectionHead
 from sdpn_jax.weights import checks, resnet_names, torch_file
 from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
@@ -63,16 +64,16 @@ def network_sizes(state: Mapping) -> dict:
         shape = np.shape(state[name]) if name in state else ()
         return shape[0] if shape and shape[0] else default
 
-    first = width("backbone.blocks.0.conv.conv.bias", Network.channels[0])
-    blocks = [width(f"backbone.blocks.{i}.tdnn2.conv.conv.bias", Network.channels[i]) for i in (1, 2, 3)]
-    last = width("backbone.mfa.conv.conv.bias", Network.channels[4])
+    first = width("backbone.blocks.0.conv.conv.bias", ECAPA.channels[0])
+    blocks = [width(f"backbone.blocks.{i}.tdnn2.conv.conv.bias", ECAPA.channels[i]) for i in (1, 2, 3)]
+    last = width("backbone.mfa.conv.conv.bias", ECAPA.channels[4])
     return {
         "channels": (first, *blocks, last),
-        "se_bottleneck": width("backbone.blocks.1.se_block.conv1.conv.bias", Network.se_bottleneck),
-        "attention": width("backbone.asp.tdnn.conv.conv.bias", Network.attention),
-        "embedding_size": width("backbone.fc.conv.bias", Network.embedding_size),
-        "hidden_size": width("head.mlp.0.bias", Network.hidden_size),
-        "projection_size": width("head.mlp.6.bias", Network.projection_size),
+        "se_bottleneck": width("backbone.blocks.1.se_block.conv1.conv.bias", ECAPA.se_bottleneck),
+        "attention": width("backbone.asp.tdnn.conv.conv.bias", ECAPA.attention),
+        "embedding_size": width("backbone.fc.conv.bias", ECAPA.embedding_size),
+        "hidden_size": width("head.mlp.0.bias", ProjectionHead.hidden_size),
+        "projection_size": width("head.mlp.6.bias", ProjectionHead.projection_size),
     }
 
 

@@ -18,7 +18,7 @@ import soundfile
 import torch_files
 from commands import sdpn
 
-from sdpn_jax.models.network import Network, initial_variables
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
@@ -119,12 +119,12 @@ def workplace(tmp_path_factory):
     link(folder, "scores", "a")
     link(folder, "vox1_o", "b")
 
-    network = Network(**SIZES)
+    network = network_of(SIZES)
     variables = jax.tree.map(np.array, initial_variables(network, 0))
     config = {**SIZES, "channels": list(SIZES["channels"]), "dtype": "float32", "remat": False}
     model_folder.write_model(folder / "MODEL", config, variables, {}, 0.5, "unknown")
     state = {f"module.{name}": array for name, array in sdpn_names.to_released(variables, 1).items()}
-    prototypes = rng.random((16, network.projection_size), np.float32)
+    prototypes = rng.random((16, network.head.projection_size), np.float32)
     torch_files.write(folder / "checkpoint.pth", {"student": state, "teacher": state, "prototypes": prototypes})
     for name in ("configs", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)

@@ -35,7 +35,7 @@ def test_golden_encoder(vectors, dtype, rtol):
         state = of_state(vectors, "state/")
         sizes, released = from_released(state)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), released)
-        network = Network(**sizes, dtype=dtype)
+        network = network_of({**sizes, "dtype": dtype})
         x = log_mel(vectors, "input_mel_power", dtype)
 
         embedding, projection = network.apply(variables, x, False)
@@ -59,7 +59,7 @@ def test_parameter_counts_of_the_full_size():
 
 
 def test_padding_does_not_change_the_embedding():
-    network = Network(**SMALL)
+    network = network_of(SMALL)
     variables = initial_variables(network, 0)
     x = np.random.default_rng(0).normal(size=(3, 60, 80)).astype(np.float32)
     lengths = np.array([60, 33, 6])
@@ -78,7 +78,7 @@ def test_training_mode_refuses_lengths():
 
 
 def test_embedding_ignores_the_level_of_each_mel_bin():
-    network = Network(**SMALL)
+    network = network_of(SMALL)
     variables = initial_variables(network, 0)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 40, 80)).astype(np.float32)
@@ -88,7 +88,7 @@ def test_embedding_ignores_the_level_of_each_mel_bin():
 
 
 def test_no_gradient_reaches_the_features():
-    network = Network(**SMALL)
+    network = network_of(SMALL)
     variables = initial_variables(network, 0)
     x = np.random.default_rng(2).normal(size=(2, 40, 80)).astype(np.float32)
     gradient = jax.grad(lambda x: network.apply(variables, x, method=network.embed).sum())(x)
@@ -103,13 +103,13 @@ def test_bfloat16_keeps_parameters_statistics_and_outputs_in_float32():
     (embedding, projection), updated = network.apply(variables, x, True, mutable=["batch_stats"])
     leaves = [*jax.tree.leaves(variables), *jax.tree.leaves(updated), embedding, projection]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    exact = Network(**SMALL, projection_size=6).apply(variables, x, True, mutable=["batch_stats"])[0][0]
+    exact = network_of({**SMALL, "projection_size": 6}).apply(variables, x, True, mutable=["batch_stats"])[0][0]
     cosine = np.sum(embedding * exact, -1) / np.linalg.norm(embedding, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert np.all(cosine > 0.99)
 
 
 def test_initial_variables_follow_the_seed():
-    network = Network(**SMALL)
+    network = network_of(SMALL)
     first, again, other = (initial_variables(network, seed)["params"] for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = lambda params: params["encoder"]["mfa"]["conv"]["kernel"]  # noqa: E731

@@ -1,14 +1,17 @@
 """Padding, batching and crops: an embedding is that of the utterance alone."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sdpn_jax.models.network import Network, initial_variables
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import embedder
 
-SMALL = Network(channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=20)
+SMALL = network_of(
+    {"channels": (16, 16, 16, 16, 24), "se_bottleneck": 8, "attention": 8, "embedding_size": 12, "hidden_size": 20}
+)
 
 
 @given(st.lists(st.integers(11, 5000), max_size=200))
@@ -83,9 +86,24 @@ def test_crops_of_several_utterances_are_kept_apart():
 
 
 def test_a_fingerprint_is_of_what_is_computed():
-    plain = Network(channels=(8, 8, 8, 8, 8), se_bottleneck=8, attention=8, embedding_size=8, hidden_size=8)
+    sizes = {"channels": (8,) * 5, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
+    plain = network_of(sizes)
     variables = initial_variables(plain, 0)
     first = embedder.fingerprint(plain, variables)
-    assert embedder.fingerprint(plain.clone(remat=True), variables) == first
-    assert embedder.fingerprint(plain.clone(se_bottleneck=16), variables) != first
+    assert embedder.fingerprint(network_of(sizes | {"remat": True}), variables) == first
+    assert embedder.fingerprint(network_of(sizes | {"se_bottleneck": 16}), variables) != first
     assert embedder.fingerprint(plain, initial_variables(plain, 1)) != first
+
+
+@pytest.mark.parametrize("sizes, digest", [
+    ({}, "5ed3442d441aac13a6a2d1e6e46e8ffee2013970fdefd506e07424b2dbac6a64"),
+    ({"front_end": "kaldi80"}, "a32a084e8dfd4a53677c7e8742d1ff7e7c04141cc8264ca81bf842c25ac82e34"),
+    ({"dtype": "bfloat16", "remat": True}, "477ab39a6f293d42d4af078e4d61d9554ca31c91828d05b82ed1dd2b12cf2f38"),
+])  # fmt: skip
+def test_fingerprints_stay_what_earlier_versions_wrote_into_galleries(sizes, digest):
+    """Of weights that run from -1 to 1 in each array, by the version of before there were other encoders."""
+    eights = {name: 8 for name in ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size")}
+    network = network_of({"channels": (8,) * 5, **eights, **sizes})
+    shapes = jax.eval_shape(lambda: initial_variables(network, 0))
+    ramps = jax.tree.map(lambda x: np.linspace(-1, 1, x.size, dtype=np.float32).reshape(x.shape), shapes)
+    assert embedder.fingerprint(network, ramps) == digest

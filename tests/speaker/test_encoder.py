@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network, initial_variables
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import gallery
 from sdpn_jax.weights import model_folder, sdpn_names, stablehlo
 
@@ -23,7 +23,7 @@ SIZES = {
     "channels": [16, 16, 16, 16, 24], "se_bottleneck": 8, "attention": 8, "embedding_size": 12, "hidden_size": 20,
     "projection_size": 10, "dtype": "float32", "remat": False,
 }  # fmt: skip
-SMALL = Network(**{**SIZES, "channels": (16, 16, 16, 16, 24), "dtype": np.dtype("float32")})
+SMALL = network_of(SIZES)
 
 
 @pytest.fixture(scope="module")

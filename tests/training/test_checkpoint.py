@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network, initial_variables
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.training import checkpoint
 from sdpn_jax.weights import run
 
@@ -163,12 +163,11 @@ def test_steps_are_listed_without_the_other_processes(written, monkeypatch):
 
 def test_reading_writes_nothing(tmp_path, caplog):
     run_of = tmp_path / "run"
-    network = Network(channels=(8, 8, 8, 8, 8), se_bottleneck=8, attention=8, embedding_size=8, hidden_size=8)
-    variables = initial_variables(network, 0)
+    sizes = {"channels": (8,) * 5, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
+    variables = initial_variables(network_of(sizes), 0)
     with checkpoint.manager(run_of) as checkpoints:
         checkpoint.save(checkpoints, 5, {"teacher": variables}, {})
         checkpoints.wait_until_finished()
-    sizes = {"channels": network.channels, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
     checkpoint.write_config(run_of, {"model": sizes})
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     caplog.clear()

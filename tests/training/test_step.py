@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from sdpn_jax.models.network import Network
+from sdpn_jax.models.network import network_of
 from sdpn_jax.training import optim
 from sdpn_jax.training.health import health, looks_collapsed
 from sdpn_jax.training.loop import interval_means
@@ -22,14 +22,11 @@ from sdpn_jax.training.step import (
 )
 from sdpn_jax.weights.sdpn_names import from_released
 
-SMALL = Network(
-    channels=(16, 16, 16, 16, 24),
-    se_bottleneck=8,
-    attention=8,
-    embedding_size=12,
-    hidden_size=20,
-    projection_size=6,
-)
+SIZES = {
+    "channels": (16, 16, 16, 16, 24), "se_bottleneck": 8, "attention": 8, "embedding_size": 12, "hidden_size": 20,
+    "projection_size": 6,
+}  # fmt: skip
+SMALL = network_of(SIZES)
 
 
 def of_state(vectors: dict, prefix: str) -> dict:
@@ -44,7 +41,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
     vectors = dict(np.load(golden / f"steps_{kind}.npz"))
     with jax.enable_x64(dtype == np.float64):
         sizes, released = from_released(of_state(vectors, "init/student/"))
-        network = Network(**sizes, dtype=dtype)
+        network = network_of({**sizes, "dtype": dtype})
         student = jax.tree.map(lambda x: jnp.asarray(x, dtype), released)
         prototypes = jnp.asarray(vectors["init/prototypes"], dtype)
         rates, momenta = (jnp.asarray(vectors[name], dtype) for name in ("lr", "teacher_momentum"))
@@ -234,7 +231,7 @@ def test_interval_means_count_prototypes_over_batches():
 def test_microbatches_change_batch_norm_alone():
     """Against a plain loop over the microbatches: outputs, statistics and gradients."""
     with jax.enable_x64():
-        network = SMALL.clone(dtype=jnp.float64)
+        network = network_of({**SIZES, "dtype": "float64"})
         variables = network.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
         views = jax.random.normal(jax.random.key(1), (4, 1, 20, 80))
@@ -261,7 +258,7 @@ def test_microbatches_change_batch_norm_alone():
 def test_rematerialisation_changes_nothing():
     with jax.enable_x64():
         views = jax.random.normal(jax.random.key(1), (4, 1, 20, 80))
-        plain, again = (SMALL.clone(dtype=jnp.float64, remat=remat) for remat in (False, True))
+        plain, again = (network_of({**SIZES, "dtype": "float64", "remat": remat}) for remat in (False, True))
         variables = plain.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
 
         def gradient(network):

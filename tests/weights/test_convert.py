@@ -16,7 +16,7 @@ from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import corpus
 from sdpn_jax.training import checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
@@ -27,7 +27,7 @@ from sdpn_jax.weights.load import load_network
 SIZES = dict(
     channels=(16, 16, 24, 16, 32), se_bottleneck=8, attention=12, embedding_size=10, hidden_size=20, projection_size=6
 )
-NETWORK = Network(**SIZES)
+NETWORK = network_of(SIZES)
 PROTOTYPES = 7
 
 
@@ -70,7 +70,9 @@ def refused(tmp_path, contents) -> str:
 def test_names_are_the_released_ones(golden):
     """All names and shapes of a network of the golden checkpoint's sizes, from the list that comes with it."""
     listed = [line.split("\t") for line in (golden / "checkpoint_names.txt").read_text().splitlines()]
-    network = Network((32, 32, 32, 32, 96), embedding_size=16, hidden_size=48, projection_size=12)
+    network = network_of(
+        {"channels": (32, 32, 32, 32, 96), "embedding_size": 16, "hidden_size": 48, "projection_size": 12}
+    )
     state = sdpn_names.to_released(initial_variables(network, 0))
     told = {f"module.{name}": (str(array.shape), f"torch.{array.dtype}") for name, array in state.items()}
     assert told == {name: (shape, dtype) for name, shape, dtype in listed}
@@ -137,7 +139,7 @@ def test_which_configs_may_go_on(tmp_path, contents):
     flags = converted.size_flags(began_with)
     assert "'--config.model.channels=(16, 16, 24, 16, 32)'" in flags
     assert "--config.num_prototypes=7 " in flags
-    full = {name: getattr(Network, name) for name in SIZES}
+    full = {name: configs.FIELDS[f"model.{name}"].default for name in SIZES}
     assert converted.size_flags({"model": full, "num_prototypes": 1024}) == ""
 
 
@@ -240,7 +242,7 @@ def test_golden_encoders_in_float64_and_in_training(golden, name):
     sizes, variables = sdpn_names.read_encoder(folder / GOLDEN[name])
     expected = dict(np.load(folder / "expected.npz"))
     with jax.enable_x64(True):
-        network = Network(**sizes, dtype=np.float64).bind(
+        network = network_of({**sizes, "dtype": "float64"}).bind(
             jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
         )
         alone, of_encoder = network.encoder.unbind()
@@ -257,7 +259,7 @@ def test_golden_encoders_in_float64_and_in_training(golden, name):
 
 
 def test_resnets_that_do_not_fit(tmp_path):
-    sizes = {"architecture": "resnet", "front_end": "wespeaker", "width": 4, "embedding_size": 6, "blocks": [1] * 4}
+    sizes = {"encoder": "resnet34", "front_end": "wespeaker", "width": 4, "embedding_size": 6, "blocks": [1] * 4}
     fresh = initial_variables(network_of(sizes), 0)
     of_encoder = flatten_dict({kind: {"encoder": arrays["encoder"]} for kind, arrays in fresh.items()})
     back = {4: (3, 2, 0, 1), 3: (2, 1, 0), 1: (0,)}
@@ -268,7 +270,7 @@ def test_resnets_that_do_not_fit(tmp_path):
     state["seg_1.weight"] = state["seg_1.weight"][..., 0]
     torch_files.write(tmp_path / "good.pt", state | {"projection.weight": np.zeros((9, 9), np.float32)})
     network, variables, _ = load_network(tmp_path / "good.pt")
-    assert network.blocks == (1, 1, 1, 1) and network.embedding_size == 6
+    assert network.encoder.blocks == (1, 1, 1, 1) and network.embedding_size == 6
     equal(variables["params"]["encoder"], fresh["params"]["encoder"])
     for change, message in [
         ({"seg_2.weight": np.zeros((6, 6), np.float32)}, "1 arrays are missing, unknown or .* first seg_2.weight"),
