@@ -1,4 +1,4 @@
-"""`sdpn convert`: weights of the released PyTorch code -> a training run, and back."""
+"""`sdpn convert`: weights of other toolkits -> a training run or a model folder; a run's weights -> released names."""
 
 from typing import Annotated, Literal
 
@@ -9,17 +9,21 @@ from sdpn_jax.errors import UserError, returns_exit_code
 
 @returns_exit_code
 def convert(
-    input: Annotated[str, Option(help="Checkpoint of the released training script, or a training workdir.")],
-    output: Annotated[str, Option(help="New workdir; or, for a workdir's weights, a .safetensors file.")],
+    input: Annotated[str, Option(help="Weights of another toolkit (docs/models.md), or a training workdir.")],
+    output: Annotated[str, Option(help="New folder; or, for a workdir's weights, a .safetensors file.")],
     encoder: Annotated[Literal["teacher", "student"], Option(help="Whose weights of a workdir.")] = "teacher",
     step: Annotated[
         int | None, Option(help="Of a workdir: its checkpoint; of a released one: where training goes on.", min=0)
     ] = None,
 ) -> int:
-    """Turn a checkpoint of the released PyTorch code into a training run, or a run's weights into its names."""
-    from sdpn_jax import storage
+    """Turn weights of another toolkit into a training run or model folder, or a run's into the released names.
 
-    if storage.is_folder(input):
+    Checkpoints of SDPN's released PyTorch code, which hold student and teacher, become a run that can go on; encoders
+    alone become a model folder, from which training begins by --config.init_from.
+    """
+    from sdpn_jax.weights import export, run
+
+    if run.is_run(input):
         from sdpn_jax.weights import convert as conversion
 
         if not output.endswith(".safetensors"):
@@ -30,7 +34,15 @@ def convert(
     from sdpn_jax.training import converted
 
     if output.endswith(".safetensors"):
-        raise UserError(f"--output={output} is for the weights of a run: give the folder that the run shall be in")
+        raise UserError(f"--output={output} is for the weights of a run: give the folder to write")
+    if not converted.is_checkpoint(input):
+        export.export_model(input, output)
+        print(
+            f"written to {output}: a model folder with the encoder of {input}\n"
+            f"embeddings: sdpn embed RECORDINGS --model={output} --output=embeddings.npz\n"
+            f"training begins from it: sdpn train --config=vox2 --config.data_dir=SHARDS --config.init_from={output}"
+        )
+        return 0
     config = converted.to_workdir(input, output, step or 0)
     print(
         f"written to {output}: config.json and checkpoints/{step or 0}, student and teacher of {input} and prototypes\n"

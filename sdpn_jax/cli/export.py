@@ -1,11 +1,11 @@
-"""`sdpn export`: a trained encoder as a model folder, or as one StableHLO program."""
+"""`sdpn export`: a trained encoder as a model folder, or as one program: StableHLO or ONNX."""
 
 from typing import Annotated, Literal
 
 from typer import Option
 
 from sdpn_jax.cli.options import Model
-from sdpn_jax.errors import UserError, returns_exit_code
+from sdpn_jax.errors import returns_exit_code
 
 
 @returns_exit_code
@@ -22,7 +22,7 @@ def export(
 ) -> int:
     """Write a trained encoder to keep and share.
 
-    A folder (config.json, model.safetensors, model card) of a training run, which SpeakerEncoder.load takes; or, where
+    A folder (config.json, model.safetensors, model card), which SpeakerEncoder.load takes; or, where
     --output ends in .stablehlo, samples -> embedding as one program that runs with JAX alone.
     """
     from sdpn_jax import storage
@@ -38,8 +38,6 @@ def export(
     from sdpn_jax.weights import export as exporting
     from sdpn_jax.weights import model_folder
 
-    if not storage.is_folder(model) or model_folder.is_model(model):
-        raise UserError(f"--model={model} is no training run; `sdpn convert` makes one of a PyTorch checkpoint")
     for name, value in exporting.export_model(model, output, encoder, step, results, license).items():
         print(f"{name}: {value}")
     for name in (model_folder.CONFIG, model_folder.WEIGHTS, model_folder.CARD):

@@ -12,6 +12,7 @@ from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
 
+KERNEL_SIZES, DILATIONS, SCALE = (5, 3, 3, 3, 1), (1, 2, 3, 4, 1), 8  # of the frame layers; groups of a Res2Net
 LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
 
 
@@ -138,9 +139,6 @@ class ECAPA(nn.Module):
     """
 
     channels: Sequence[int] = (1024, 1024, 1024, 1024, 3072)
-    kernel_sizes: Sequence[int] = (5, 3, 3, 3, 1)
-    dilations: Sequence[int] = (1, 2, 3, 4, 1)
-    scale: int = 8
     se_bottleneck: int = 128
     attention: int = 128
     embedding_size: int = 512
@@ -153,15 +151,15 @@ class ECAPA(nn.Module):
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
         x = features.astype(self.dtype)
-        x = TDNN(self.channels[0], self.kernel_sizes[0], self.dilations[0], self.dtype, name="tdnn")(x, train, lengths)
+        x = TDNN(self.channels[0], KERNEL_SIZES[0], DILATIONS[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []
         se_res2_block = nn.remat(SERes2Block, static_argnums=(2,)) if self.remat else SERes2Block
         for i in range(1, len(self.channels) - 1):
             block = se_res2_block(
                 self.channels[i],
-                self.kernel_sizes[i],
-                self.dilations[i],
-                self.scale,
+                KERNEL_SIZES[i],
+                DILATIONS[i],
+                SCALE,
                 self.se_bottleneck,
                 self.dtype,
                 name=f"block_{i}",
@@ -169,9 +167,7 @@ class ECAPA(nn.Module):
             x = block(x, train, lengths)
             outputs.append(x)
         x = jnp.concatenate(outputs, axis=-1)
-        x = TDNN(self.channels[-1], self.kernel_sizes[-1], self.dilations[-1], self.dtype, name="mfa")(
-            x, train, lengths
-        )
+        x = TDNN(self.channels[-1], KERNEL_SIZES[-1], DILATIONS[-1], self.dtype, name="mfa")(x, train, lengths)
         x = AttentiveStatisticsPooling(self.attention, self.dtype, name="pooling")(x, train, lengths)
         x = BatchNorm(name="pooling_norm")(x, train)
         x = Conv(self.embedding_size, dtype=self.dtype, name="embedding")(x[:, None])[:, 0]

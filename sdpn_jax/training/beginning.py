@@ -10,7 +10,6 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.speaker import embedder
 from sdpn_jax.training import checkpoint
@@ -28,7 +27,7 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
     source: what `load_network` takes. networks: "teacher", whose weights both networks get, or "both", each its own,
     which a training run alone has. Raises UserError as `load_network` does.
     """
-    is_run = storage.is_folder(source) and not model_folder.is_model(source)
+    is_run = run.is_run(source)
     if networks == "both" and not is_run:
         raise UserError(f"init_networks=both, but {source} is no training run: it holds one network")
     about: dict[str, Any] = {"source": os.fspath(source), "networks": networks}

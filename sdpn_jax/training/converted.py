@@ -19,6 +19,13 @@ from sdpn_jax.weights import run, sdpn_names
 DRAWN_PROTOTYPES = 1024  # the paper's, for files that hold none
 
 
+def is_checkpoint(source: str | os.PathLike) -> bool:
+    """Tells whether a file holds SDPN's student and teacher, with the head of which training can go on."""
+    if storage.is_folder(source) or storage.place(source).suffix == ".safetensors":
+        return False
+    return sdpn_names.holds_both(source)
+
+
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
     """Makes the state of a run that goes on from these weights at `step`: float32, without momentum or offset."""
     student, teacher = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher))

@@ -1,4 +1,4 @@
-"""A training run's network as a folder to keep and share, with what people want to know of it in its model card."""
+"""A trained encoder as a folder to keep and share, with what people want to know of it in its model card."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import sizes_of
 from sdpn_jax.weights import checks, model_folder, run
+from sdpn_jax.weights.load import load_network
 
 MOST_RESULTS = 16 << 20  # bytes
 MOST_TEXT = 300  # characters of a name on the card
@@ -44,11 +46,15 @@ def facts(config: dict, history: list[dict], which: str, step: int, results: dic
         about["trained on"] = source_of(config["data_dir"])
         if origins := [entry["origin"] for entry in history if "origin" in entry]:
             about["begun from"] = described(origins[0])
-    if results:
-        trials = f"{results['trials']:,} trials of {_line(Path(results['trials_file']).name)}"
-        about["equal error rate"] = f"{results['eer_percent']:.2f} % on {trials}"
-        about["threshold there"] = f"cosine {results['threshold_at_eer']:.4f}"
-    return about
+    return about | (_measured(results) if results else {})
+
+
+def _measured(results: dict) -> dict[str, str]:
+    trials = f"{results['trials']:,} trials of {_line(Path(results['trials_file']).name)}"
+    return {
+        "equal error rate": f"{results['eer_percent']:.2f} % on {trials}",
+        "threshold there": f"cosine {results['threshold_at_eer']:.4f}",
+    }
 
 
 def described(origin: dict) -> str:
@@ -77,25 +83,45 @@ def source_of(data_dir: str) -> str:
 
 
 def export_model(
-    workdir: str | os.PathLike,
+    source: str | os.PathLike,
     output: str | os.PathLike,
     which: str = "teacher",
     step: int | None = None,
     results_path: str | os.PathLike | None = None,
     license: str = "unknown",
 ) -> dict:
-    """Writes the model folder of a run's "teacher" or "student" and returns the facts of its card.
+    """Writes the model folder of a trained encoder and returns the facts of its card.
 
-    results_path: the results.json of `sdpn score`, whose error rate goes into the card and whose threshold becomes the
-    model's. The weights are bit for bit those of the checkpoint. Raises UserError when there is no run or no checkpoint
-    of `step` (default: the newest), or when the results are none.
+    source: what `load_network` takes; of a training run its "teacher" or "student", with its head. The weights are bit
+    for bit the source's. results_path: the results.json of `sdpn score`, whose error rate goes into the card and whose
+    threshold becomes the model's. Raises UserError as `load_network` does, or when the results are none.
     """
     results = read_results(results_path) if results_path else None
-    _, variables, step = run.read_network(workdir, step, which)
-    config = run.read_config(workdir) or {}
-    about = facts(config, run.read_history(workdir), which, step, results)
+    if not run.is_run(source):
+        return _export_loaded(source, output, which, step, results, license)
+    _, variables, step = run.read_network(source, step, which)
+    config = run.read_config(source) or {}
+    about = facts(config, run.read_history(source), which, step, results)
     threshold = results["threshold_at_eer"] if results else None
     # The type that a run computes its steps in is the run's own affair, like how it saves memory.
     model = config["model"] | {"dtype": "float32", "remat": False}
     model_folder.write_model(output, model, variables, about, threshold, license)
+    return about
+
+
+def _export_loaded(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    which: str,
+    step: int | None,
+    results: dict | None,
+    license: str,
+) -> dict:
+    network, variables, threshold = load_network(source, which, step)
+    about, origin = {"converted from": _line(os.fspath(source))}, model_folder.CONVERTED
+    if model_folder.is_model(source):
+        about, origin = model_folder.read_config(source)["about"], model_folder.TRAINED
+    if results:
+        about, threshold = about | _measured(results), results["threshold_at_eer"]
+    model_folder.write_model(output, sizes_of(network), variables, about, threshold, license, origin)
     return about

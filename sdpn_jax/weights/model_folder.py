@@ -14,11 +14,13 @@ from safetensors.numpy import load_file, save
 from sdpn_jax import storage
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import Network, initial_variables, network_of
+from sdpn_jax.models.network import ENCODER, FRONT_END, Network, initial_variables, network_of
 from sdpn_jax.weights import checks, sdpn_names
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_TYPE, FIELDS = "sdpn_jax", ("model_type", "model", "features", "threshold", "about")
+HEAD = ("params/head/", "batch_stats/head/")
+NAMES = {"ecapa": "ECAPA-TDNN"} | {f"resnet{n}": f"ResNet{n}" for n in (18, 34, 50, 101, 152, 221, 293)}
 MOST_HEADER = 4 << 20  # bytes of a .safetensors file before its numbers; a model's has 40,000
 CARD_TEXT = """---
 license: {license}
@@ -27,8 +29,8 @@ tags: [speaker-verification, speaker-embedding, self-supervised, jax]
 
 # {title}
 
-A speaker encoder trained without speaker labels by SDPN (Self-Distillation Prototypes Network, arXiv 2308.02774):
-ECAPA-TDNN, {parameters:.1f} million parameters, {embedding_size}-dimensional embeddings of 16 kHz mono speech.
+{origin}:
+{encoder}, {parameters:.1f} million parameters, {embedding_size}-dimensional embeddings of 16 kHz mono speech.
 
 {facts}
 
@@ -45,20 +47,36 @@ speakers, languages, rooms and microphones.
 """
 
 
+TRAINED = (
+    "A speaker encoder trained without speaker labels by SDPN (Self-Distillation Prototypes Network, arXiv 2308.02774)"
+)
+CONVERTED = "A speaker encoder converted from the weights of another toolkit"
+
+
 def write_model(
-    folder: str | os.PathLike, model: Mapping, variables: Mapping, about: Mapping, threshold: float | None, license: str
+    folder: str | os.PathLike,
+    model: Mapping,
+    variables: Mapping,
+    about: Mapping,
+    threshold: float | None,
+    license: str,
+    origin: str = TRAINED,
 ) -> None:
     """Writes a model folder.
 
-    model: what `network_of` takes; variables: {"params", "batch_stats"}; about: facts for people, of how the model was
-    made and what it achieves; threshold: the cosine to accept from; license: of the weights (an SPDX identifier).
+    model: what `network_of` takes; variables: {"params", "batch_stats"}, of the encoder alone or with its head; about:
+    facts for people, of how the model was made and what it achieves; threshold: the cosine to accept from; license: of
+    the weights (an SPDX identifier); origin: how the model card begins.
     """
     folder = storage.make_folder(folder)
-    flat = {name: np.asarray(value) for name, value in flatten_dict(jax.device_get(variables), sep="/").items()}
+    # In rows: of an array that is transposed in memory safetensors writes the bytes as they lie.
+    flat = {
+        name: np.array(value, order="C") for name, value in flatten_dict(jax.device_get(variables), sep="/").items()
+    }
     config = {
         "model_type": MODEL_TYPE,
         "model": dict(model),
-        "features": dataclasses.asdict(features.DEFAULT),
+        "features": _settings(model),
         "threshold": threshold,
         "about": dict(about),
     }
@@ -69,6 +87,8 @@ def write_model(
         folder / CARD,
         CARD_TEXT.format(
             license=license,
+            origin=origin,
+            encoder=NAMES.get(model.get("encoder", ENCODER), model.get("encoder", ENCODER)),
             title=folder.name,
             parameters=encoder / 1e6,
             embedding_size=model["embedding_size"],
@@ -76,6 +96,11 @@ def write_model(
         ),
     )
     storage.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _settings(model: Mapping) -> dict[str, Any]:
+    """Settings of SDPN's features; other front ends have none, and are known by their name in `model`."""
+    return dataclasses.asdict(features.DEFAULT) if model.get("front_end", FRONT_END) == FRONT_END else {}
 
 
 def is_model(folder: str | os.PathLike) -> bool:
@@ -116,7 +141,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise UserError(
             f"{path} is not the config of a model of this package ({error}); export the model again"
         ) from None
-    ours = dataclasses.asdict(features.DEFAULT)
+    ours = _settings(config["model"])
     if config["features"] != ours:
         differing = [name for name, value in ours.items() if config["features"].get(name) != value]
         raise UserError(f"{path}: the model needs other features than this package makes, in {', '.join(differing)}")
@@ -132,7 +157,7 @@ def check_config(config: Any) -> None:
     if config["model_type"] != MODEL_TYPE:
         raise ValueError(f"model_type is not '{MODEL_TYPE}'")
     checks.check_sizes(config["model"])
-    checks.check_fields(config["features"], dataclasses.asdict(features.DEFAULT), "features")
+    checks.check_fields(config["features"], _settings(config["model"]), "features")
     if config["threshold"] is not None and not checks.is_cosine(config["threshold"]):
         raise ValueError("threshold is neither null nor a number from -1 to 1")
     about = config["about"]
@@ -147,6 +172,8 @@ def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     network = network_of(config["model"])
     flat = read_arrays(folder / WEIGHTS)
     wanted: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
+    if not any(name.startswith(HEAD) for name in flat):  # as weights of other toolkits have none
+        wanted = {name: array for name, array in wanted.items() if not name.startswith(HEAD)}
     wrong = sorted(
         {*wanted} ^ {*flat} | {name for name in {*wanted} & {*flat} if wanted[name].shape != flat[name].shape}
     )

@@ -36,6 +36,11 @@ RETRIES, FIRST_PAUSE_S, DAMAGE_PAUSE_S = 3, 2.0, 0.2
 UNCHANGED = "nothing was changed. Run the same command again when storage and memory are back"
 
 
+def is_run(workdir: str | os.PathLike) -> bool:
+    """Tells whether a training run left checkpoints in this folder."""
+    return storage.is_folder(workdir) and storage.is_folder(storage.place(workdir) / CHECKPOINTS)
+
+
 def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
     """Reads the config that the run in this workdir was started with; None if there is no run.
 

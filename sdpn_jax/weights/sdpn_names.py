@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from absl import logging
@@ -121,13 +121,18 @@ def _encoder_of(state: Mapping, source: str) -> tuple[dict, dict]:
     """The encoder of a state under the released names, with its head if that is SDPN's."""
     _check_state(state, source)
     state = without_prefix(state)
-    head = {name for name in state if name.startswith("head.")}
+    head = _head_of(state)
     if head == SDPN_HEAD:
         return from_released(state, source)
     if head:
         logging.info("%s: the head is not SDPN's (%s) and left out", source, first_of(sorted(head - SDPN_HEAD)))
     encoder = {name: array for name, array in state.items() if name.startswith("backbone.")}
     return from_released(encoder, source, parts=("encoder",))
+
+
+def _head_of(names: Iterable[str]) -> set[str]:
+    names = (name.removeprefix("module.") for name in names if not name.endswith(COUNT))
+    return {name for name in names if name.startswith("head.")}
 
 
 def _bare_encoder(state: Mapping, path: str | os.PathLike) -> tuple[dict, dict]:
@@ -138,6 +143,13 @@ def _bare_encoder(state: Mapping, path: str | os.PathLike) -> tuple[dict, dict]:
         {f"backbone.{name}": array for name, array in without_prefix(state).items()}, str(path), parts=("encoder",)
     )
     return sizes | {"front_end": "speechbrain" if from_speechbrain else "kaldi80"}, variables
+
+
+def holds_both(path: str | os.PathLike) -> bool:
+    """Tells whether a file of PyTorch holds student and teacher with SDPN's head; UserError for one that is none."""
+    with torch_file.opened(path) as contents:
+        states = [contents.get(part) for part in PARTS[:2]]
+        return all(isinstance(state, dict) and _head_of(map(str, state)) == SDPN_HEAD for state in states)
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict, dict, dict, np.ndarray | None]:

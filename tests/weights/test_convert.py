@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 import soundfile
 import torch_files
+from commands import sdpn
 from flax.traverse_util import flatten_dict
 
 from sdpn_jax import SpeakerEncoder
@@ -18,7 +19,7 @@ from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import corpus
-from sdpn_jax.training import checkpoint, converted, optim
+from sdpn_jax.training import beginning, checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
 from sdpn_jax.weights import convert, export, model_folder, resnet_names, run, sdpn_names, torch_file
@@ -332,3 +333,21 @@ def test_the_type_of_the_steps_stays_with_the_run(tmp_path):
     export.export_model(tmp_path / "run", tmp_path / "model")
     exported, read = model_folder.read_model(tmp_path / "model")[0], run.read_network(tmp_path / "run")[0]
     assert exported == read == network_of(SIZES | {"dtype": "float32", "remat": False})
+
+
+@pytest.mark.parametrize("source", ["ecapa_3dspeaker/ecapa_tdnn.bin", "rdino/rdino.pth", "resnet34_wespeaker"])
+def test_an_encoder_alone_becomes_a_model_folder(golden, tmp_path, source):
+    """Its features travel with it: the folder's embeddings are the source's."""
+    source = golden / "encoders" / source
+    assert sdpn("convert", f"--input={source}", f"--output={tmp_path / 'model'}").returncode == 0
+    folder = source if source.is_dir() else source.parent  # of its test vectors
+    vectors = np.load(folder / "expected.npz")
+    encoder, before = SpeakerEncoder.load(tmp_path / "model"), SpeakerEncoder.load(source)
+    assert encoder.fingerprint() == before.fingerprint()
+    truth = vectors["embedding_0"]
+    embedding = encoder.embed((vectors["waveform_0"], 16000))
+    np.testing.assert_allclose(embedding, truth, atol=1e-4 * np.abs(truth).max())
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "of another toolkit" in card and "without speaker labels" not in card
+    found, about = beginning.read(tmp_path / "model", "teacher")
+    assert "head" not in found["teacher"]["params"] and "converted from" in about["history"]
