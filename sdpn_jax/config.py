@@ -57,7 +57,7 @@ FIELDS: dict[str, Field] = {
     ),
     "seed": Field(0, "of initialisation, shuffling and crops", at_least=0),
     "init_from": Field(
-        "", "weights that a new run begins with: a workdir, model folder or file of weights; empty: drawn at random",
+        "", "weights that a new run begins with: what --model of `sdpn embed` takes; empty: drawn at random",
         change=FREE,
     ),
     "init_networks": Field(

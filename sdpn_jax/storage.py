@@ -33,6 +33,7 @@ Place: TypeAlias = Path | epath.Path  # a local path, or one in a bucket; both h
 Result = TypeVar("Result")
 
 EXTRAS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme: (module, extra that installs it)
+HUBS = {"hf": ("huggingface_hub", "hub"), "modelscope": ("modelscope_hub", "modelscope")}  # the same; weights/hub.py
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of a bucket that does not answer
 CACHE_VARIABLE, CACHE_GB_VARIABLE, CACHE_GB = "SDPN_JAX_CACHE", "SDPN_JAX_CACHE_GB", 100.0
 MOST_JSON = 1 << 20  # bytes; the config of a model has 1,000
@@ -44,12 +45,21 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(tuple(f"{scheme}://" for scheme in EXTRAS))
 
 
+def is_hub(path: str | os.PathLike) -> bool:
+    """Tells whether a path is an address in a hub of models, of which a pathlib.Path keeps one slash."""
+    return os.fspath(path).startswith(tuple(f"{scheme}:/" for scheme in HUBS))
+
+
 def place(path: str | os.PathLike) -> Place:
     """Turns what a user wrote into a path with pathlib's methods.
 
     Raises UserError for the address of anything but a bucket, and for a bucket whose extra is not installed.
     """
     text = os.fspath(path)
+    if is_hub(path):
+        raise UserError(
+            f"{text}: models alone come from a hub, by --model, --config.init_from and `sdpn convert --input`"
+        )
     scheme, colon, _ = text.partition("://")
     if not colon or not scheme.isalnum():
         return Path(text)

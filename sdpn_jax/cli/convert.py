@@ -9,7 +9,9 @@ from sdpn_jax.errors import UserError, returns_exit_code
 
 @returns_exit_code
 def convert(
-    input: Annotated[str, Option(help="Weights of another toolkit (docs/models.md), or a training workdir.")],
+    input: Annotated[
+        str, Option(help="Weights of another toolkit, also of a hub (docs/models.md), or a training workdir.")
+    ],
     output: Annotated[str, Option(help="New folder; or, for a workdir's weights, a .safetensors file.")],
     encoder: Annotated[Literal["teacher", "student"], Option(help="Whose weights of a workdir.")] = "teacher",
     step: Annotated[

@@ -9,7 +9,11 @@ import typer
 from sdpn_jax.errors import UserError
 
 Model = Annotated[
-    str, typer.Option(help="Model folder, training workdir, PyTorch checkpoint of the released code, or .safetensors.")
+    str,
+    typer.Option(
+        help="Model folder, training workdir, PyTorch checkpoint of the released code, .safetensors, or "
+        "hf://OWNER/NAME, modelscope://OWNER/NAME."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
 Channel = Annotated[str, typer.Option(help="Of recordings of several: mean, or the number of one, from 1.")]

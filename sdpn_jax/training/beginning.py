@@ -16,7 +16,7 @@ from sdpn_jax.training import checkpoint
 from sdpn_jax.training.converted import state_from
 from sdpn_jax.training.step import TrainState
 from sdpn_jax.weights import model_folder, run
-from sdpn_jax.weights.load import load_network
+from sdpn_jax.weights.load import load_network, located
 
 SHOWN = 5  # names of what did not fit in the log; the history has all
 
@@ -27,23 +27,24 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
     source: what `load_network` takes. networks: "teacher", whose weights both networks get, or "both", each its own,
     which a training run alone has. Raises UserError as `load_network` does.
     """
-    is_run = run.is_run(source)
+    place = located(source)
+    is_run = run.is_run(place)
     if networks == "both" and not is_run:
         raise UserError(f"init_networks=both, but {source} is no training run: it holds one network")
     about: dict[str, Any] = {"source": os.fspath(source), "networks": networks}
     found: dict[str, Any] = {}
     if is_run:
-        network, teacher, step = run.read_network(source)
-        config = run.read_config(source) or {}
-        found["student"] = run.read_network(source, step, "student")[1] if networks == "both" else teacher
+        network, teacher, step = run.read_network(place)
+        config = run.read_config(place) or {}
+        found["student"] = run.read_network(place, step, "student")[1] if networks == "both" else teacher
         if "num_prototypes" in config:
-            found["prototypes"] = prototypes_of(source, config, found["student"], step)
-        about |= {"step": step, "history": run.read_history(source)}
-    elif model_folder.is_model(source):
-        network, teacher, config = model_folder.read_model(source)
+            found["prototypes"] = prototypes_of(place, config, found["student"], step)
+        about |= {"step": step, "history": run.read_history(place)}
+    elif model_folder.is_model(place):
+        network, teacher, config = model_folder.read_model(place)
         about["history"] = config["about"]
     else:
-        network, teacher, _ = load_network(source)
+        network, teacher, _ = load_network(place)
         if network.front_end != "sdpn":
             logging.warning(
                 "%s was trained on the features of %s, and will hear those of SDPN", source, network.front_end

@@ -15,15 +15,17 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.training import checkpoint, optim
 from sdpn_jax.training.step import TrainState, drawn_prototypes
 from sdpn_jax.weights import run, sdpn_names
+from sdpn_jax.weights.load import located
 
 DRAWN_PROTOTYPES = 1024  # the paper's, for files that hold none
 
 
 def is_checkpoint(source: str | os.PathLike) -> bool:
     """Tells whether a file holds SDPN's student and teacher, with the head of which training can go on."""
-    if storage.is_folder(source) or storage.place(source).suffix == ".safetensors":
+    place = located(source)
+    if storage.is_folder(place) or place.suffix == ".safetensors":
         return False
-    return sdpn_names.holds_both(source)
+    return sdpn_names.holds_both(place)
 
 
 def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) -> TrainState:
@@ -52,7 +54,7 @@ def to_workdir(source: str | os.PathLike, workdir: str | os.PathLike, step: int 
     workdir = storage.place(workdir)
     if storage.exists(workdir / run.CONFIG) or storage.exists(workdir / run.CHECKPOINTS):
         raise UserError(f"{workdir} holds a run already: choose another --output, or delete that one")
-    sizes, student, teacher, prototypes = sdpn_names.read_checkpoint(source)
+    sizes, student, teacher, prototypes = sdpn_names.read_checkpoint(located(source))
     if prototypes is None:
         shape = DRAWN_PROTOTYPES, sizes["projection_size"]
         prototypes = np.asarray(drawn_prototypes(*shape, seed=0))

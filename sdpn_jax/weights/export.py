@@ -8,7 +8,7 @@ from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import sizes_of
 from sdpn_jax.weights import checks, model_folder, run
-from sdpn_jax.weights.load import load_network
+from sdpn_jax.weights.load import load_network, located
 
 MOST_RESULTS = 16 << 20  # bytes
 MOST_TEXT = 300  # characters of a name on the card
@@ -117,10 +117,11 @@ def _export_loaded(
     results: dict | None,
     license: str,
 ) -> dict:
-    network, variables, threshold = load_network(source, which, step)
+    place = located(source)
+    network, variables, threshold = load_network(place, which, step)
     about, origin = {"converted from": _line(os.fspath(source))}, model_folder.CONVERTED
-    if model_folder.is_model(source):
-        about, origin = model_folder.read_config(source)["about"], model_folder.TRAINED
+    if model_folder.is_model(place):
+        about, origin = model_folder.read_config(place)["about"], model_folder.TRAINED
     if results:
         about, threshold = about | _measured(results), results["threshold_at_eer"]
     model_folder.write_model(output, sizes_of(network), variables, about, threshold, license, origin)

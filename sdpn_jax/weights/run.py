@@ -38,7 +38,11 @@ UNCHANGED = "nothing was changed. Run the same command again when storage and me
 
 def is_run(workdir: str | os.PathLike) -> bool:
     """Tells whether a training run left checkpoints in this folder."""
-    return storage.is_folder(workdir) and storage.is_folder(storage.place(workdir) / CHECKPOINTS)
+    return (
+        not storage.is_hub(workdir)
+        and storage.is_folder(workdir)
+        and storage.is_folder(storage.place(workdir) / CHECKPOINTS)
+    )
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any] | None:
