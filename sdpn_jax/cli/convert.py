@@ -23,8 +23,10 @@ def convert(
     Checkpoints of SDPN's released PyTorch code, which hold student and teacher, become a run that can go on; encoders
     alone become a model folder, from which training begins by --config.init_from.
     """
+    from sdpn_jax import storage
     from sdpn_jax.weights import export, run
 
+    storage.place(output)  # before anything is downloaded: it cannot be in a hub
     if run.is_run(input):
         from sdpn_jax.weights import convert as conversion
 
