@@ -42,6 +42,14 @@ def mean_and_variance(
     return centre, mean(jnp.square(x - jax.lax.stop_gradient(centre)), lengths, weights)
 
 
+def mean_and_deviation(x: Frames, lengths: Lengths, floor: float) -> Float[Array, "B 2*C"]:
+    """Computes mean and deviation over time, sqrt(unbiased variance + floor), one behind the other."""
+    centre, biased = (moment[:, 0] for moment in mean_and_variance(x, lengths))
+    count = jnp.asarray(x.shape[1] if lengths is None else lengths[:, None], x.dtype)
+    variance = biased * (count / jnp.maximum(count - 1, 1))
+    return jnp.concatenate([centre, jnp.sqrt(variance + floor)], axis=-1)
+
+
 def reflect_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B T+2*{pad} C"]:
     """Pads time by `pad` frames on both sides, mirrored about the first and the last frame.
 

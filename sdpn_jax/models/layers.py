@@ -69,17 +69,18 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as PyTorch does it, statistics in float32 over the global batch.
 
     The batch is normalised by its biased variance while the running average keeps the unbiased one. Running average
-    r <- decay * r + (1 - decay) * batch.
+    r <- decay * r + (1 - decay) * batch. Not `affine`: without learnt scale and bias.
     """
 
     decay: float = 0.9
     epsilon: float = 1e-5
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = self.param("scale", nn.initializers.ones, (features,)) if self.affine else jnp.ones(features)
+        bias = self.param("bias", nn.initializers.zeros, (features,)) if self.affine else jnp.zeros(features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         if not train:

@@ -1,6 +1,7 @@
 """Residual networks over time and frequency (r-vectors; He et al., arXiv 1512.03385; Zeinali et al., 1910.12592)."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from sdpn_jax.models.layers import BatchNorm, Conv, wide
 
 EXPANSION = 4  # of a bottleneck's channels
 VARIANCE_FLOOR = 1e-7
+Stride: TypeAlias = int | tuple[int, int]  # of both axes, or of frequency and of time
 
 
 class Conv2D(nn.Module):
@@ -21,7 +23,7 @@ class Conv2D(nn.Module):
 
     features: int
     kernel_size: int = 3
-    stride: int = 1
+    stride: Stride = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -34,7 +36,7 @@ class Conv2D(nn.Module):
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            (self.stride, self.stride),
+            pair(self.stride),
             ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -44,26 +46,31 @@ class ResidualBlock(nn.Module):
     """Two convolutions 3x3, or between two of 1x1, plus the input."""
 
     width: int
-    stride: int
+    stride: Stride
     bottleneck: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B F T C"], train: bool, lengths: Lengths = None) -> Float[Array, "B F2 T2 D"]:
         out = self.width * (EXPANSION if self.bottleneck else 1)
-        shapes = [(self.width, 3, self.stride), (out, 3, 1)]
+        shapes: list[tuple[int, int, Stride]] = [(self.width, 3, self.stride), (out, 3, 1)]
         if self.bottleneck:
             shapes = [(self.width, 1, 1), (self.width, 3, self.stride), (out, 1, 1)]
         y, seen = x, lengths
         for i, (features, size, stride) in enumerate(shapes, 1):
             y = Conv2D(features, size, stride, self.dtype, name=f"conv{i}")(y, seen)
-            seen = strided(seen, stride)
+            seen = strided(seen, pair(stride)[1])
             y = BatchNorm(name=f"bn{i}")(y, train)
             y = nn.relu(y) if i < len(shapes) else y
-        if self.stride != 1 or x.shape[-1] != out:
+        if pair(self.stride) != (1, 1) or x.shape[-1] != out:
             x = Conv2D(out, 1, self.stride, self.dtype, name="shortcut_0")(x)
             x = BatchNorm(name="shortcut_1")(x, train)
         return nn.relu(x + y)
+
+
+def pair(stride: Stride) -> tuple[int, int]:
+    """Returns the strides of frequency and of time."""
+    return stride if isinstance(stride, tuple) else (stride, stride)
 
 
 def strided(lengths: Lengths, stride: int) -> Lengths:
@@ -109,8 +116,9 @@ class ResNet(nn.Module):
 
 def statistics(x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B 2*C*F"]:
     """Computes mean and deviation over time (of the unbiased variance + 1e-7), channels before frequencies."""
-    x = x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)
-    mean, biased = (moment[:, 0] for moment in frames.mean_and_variance(x, lengths))
-    count = jnp.asarray(x.shape[1] if lengths is None else lengths[:, None], x.dtype)
-    variance = biased * (count / jnp.maximum(count - 1, 1))
-    return jnp.concatenate([mean, jnp.sqrt(variance + VARIANCE_FLOOR)], axis=-1)
+    return frames.mean_and_deviation(flattened(x), lengths, VARIANCE_FLOOR)
+
+
+def flattened(x: Float[Array, "B F T C"]) -> Float[Array, "B T C*F"]:
+    """Lays the frequencies of each channel side by side."""
+    return x.transpose(0, 2, 3, 1).reshape(x.shape[0], x.shape[2], -1)

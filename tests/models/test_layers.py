@@ -58,6 +58,8 @@ def test_batch_norm_uses_biased_and_remembers_unbiased_variance():
 
     y = BatchNorm().apply(variables, x, False)
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5)
+    y = BatchNorm(affine=False).apply({"batch_stats": variables["batch_stats"]}, x, False)
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_of_batch_norm_against_finite_differences():

@@ -1,0 +1,112 @@
+"""CAM++: counts of the originals, its layers in plain NumPy, padding, training; its numbers: tests/weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdpn_jax.models import frames
+from sdpn_jax.models.campplus import VARIANCE_FLOOR, CAMPlus, ContextGated, TimeDelay, segment_averages
+
+SMALL = CAMPlus(blocks=(1, 2, 1), growth=4, bottleneck_factor=2, width=8, embedding_size=6)
+QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than the network
+
+
+def variables_of(network, frames=40):
+    return network.init(jax.random.key(0), jnp.zeros((2, frames, 80)), True)
+
+
+def drawn(network, rng):
+    """Every array random, of a size that lets no gate be always open or shut."""
+
+    def draw(path, x):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
+        return rng.normal(0, 1 / np.sqrt(np.prod(x.shape[:-1])), x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: variables_of(network)))
+
+
+@pytest.mark.parametrize("embedding_size, count", [(512, 7_176_224), (192, 6_848_544)])
+def test_parameters_of_the_originals(embedding_size, count):
+    shapes = jax.eval_shape(lambda: variables_of(CAMPlus(embedding_size=embedding_size)))["params"]
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("taps, dilation, stride, num_frames", [(5, 1, 2, 8), (5, 1, 2, 9), (3, 2, 1, 7), (1, 1, 1, 3)])
+def test_time_delay_is_a_correlation_of_the_sequence_between_zeros(taps, dilation, stride, num_frames):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, num_frames, 3)), rng.normal(size=(taps, 3, 4))
+    found = TimeDelay(4, taps, dilation, stride).apply({"params": {"kernel": kernel}}, x)
+    pad = dilation * (taps // 2)
+    zeros = np.zeros((2, pad, 3))
+    around = np.concatenate([zeros, x, zeros], axis=1)
+    expected = [sum(around[:, t + dilation * i] @ kernel[i] for i in range(taps)) for t in range(0, num_frames, stride)]
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_frames", [7, 100, 101, 250])
+def test_the_gate_sees_the_sequence_and_the_segment(num_frames):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, num_frames, 4)).astype(np.float32)
+    layer = ContextGated(features=3, dilation=1)
+    params = layer.init(jax.random.key(0), x, segment_averages(x))["params"]
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape), params)
+    found = layer.apply({"params": params}, x, segment_averages(jnp.asarray(x)))[0]
+    local, squeeze, excite = params["local"], params["squeeze"], params["excite"]
+    around = np.pad(x[0].astype(np.float64), ((1, 1), (0, 0)))
+    for t in range(num_frames):
+        begin = t // 100 * 100
+        context = x[0].mean(0) + x[0, begin : begin + 100].mean(0)
+        hidden = np.maximum(context @ squeeze["kernel"][0] + squeeze["bias"], 0)
+        gate = 1 / (1 + np.exp(-hidden @ excite["kernel"][0] - excite["bias"]))
+        expected = sum(around[t + i] @ local["kernel"][i] for i in range(3)) * gate
+        np.testing.assert_allclose(found[t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_change_the_embedding():
+    """Of the two lengths about 200 frames one is a whole segment after the stride, the other one frame more."""
+    rng, lengths = np.random.default_rng(0), np.array([230, 201, 200, 7])
+    variables, x = drawn(SMALL, rng), rng.normal(size=(4, 230, 80))
+    padded = x.copy()
+    for row, length in enumerate(lengths):
+        padded[row, length:] = 1e3  # whatever stands there must not be heard
+    with jax.enable_x64(True):
+        embed = jax.jit(
+            lambda x, lengths: SMALL.clone(dtype=np.float64).apply(variables, x, False, lengths),
+            compiler_options=QUICKLY,
+        )
+        together = embed(padded, lengths)
+        for row, length in enumerate(lengths):
+            alone = embed(x[row : row + 1, :length], None)[0]
+            assert np.abs(alone).max() > 0.1
+            np.testing.assert_allclose(together[row], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_training_refuses_lengths_and_remat_changes_nothing():
+    rng = np.random.default_rng(0)
+    variables, x = drawn(SMALL, rng), rng.normal(size=(3, 40, 80)).astype(np.float32)
+    with pytest.raises(ValueError, match="batch norm would count the padding"):
+        SMALL.apply(variables, x, True, np.array([40, 30, 20]), mutable=["batch_stats"])
+    weight = rng.normal(size=(3, 6)).astype(np.float32)
+
+    def gradient(network):
+        def loss(params):
+            embedding, _ = network.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
+            return (embedding * weight).sum()
+
+        return jax.jit(jax.grad(loss), compiler_options=QUICKLY)(variables["params"])
+
+    plain, again = gradient(SMALL), gradient(SMALL.clone(remat=True))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(plain))
+    assert np.abs(plain["conv1"]["kernel"]).max() > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max()), plain, again)
+
+
+def test_channels_that_do_not_change_have_no_deviation_and_a_gradient():
+    x = jnp.ones((1, 5, 2))
+    deviation, gradient = jax.value_and_grad(lambda x: frames.mean_and_deviation(x, None, VARIANCE_FLOOR)[:, 2:].sum())(
+        x
+    )
+    assert deviation == pytest.approx(0, abs=1e-12)
+    np.testing.assert_array_equal(gradient, 0)
