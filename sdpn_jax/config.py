@@ -29,7 +29,9 @@ Config: TypeAlias = Any
 
 
 # Names of models/network.py, which loads JAX; a test compares them.
-ENCODERS = ("ecapa", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet221", "resnet293")
+ENCODERS = (
+    "ecapa", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet221", "resnet293", "campplus",
+)  # fmt: skip
 # What a change of a field means to a run that has begun: another run, another schedule from the step reached on, or
 # nothing, as no step computes anything else.
 IDENTITY, SCHEDULE, FREE = "identity", "schedule", "free"

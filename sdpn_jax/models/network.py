@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sdpn_jax.models.campplus import CAMPlus
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
 from sdpn_jax.models.layers import instance_norm
 from sdpn_jax.models.resnet import ResNet
 
-Encoder: TypeAlias = ECAPA | ResNet
+Encoder: TypeAlias = ECAPA | ResNet | CAMPlus
 
 MEL_BINS = 80
 FRONT_END, ENCODER = "sdpn", "ecapa"
@@ -29,6 +30,7 @@ ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
     "resnet152": (ResNet, {"blocks": (3, 8, 36, 3), "bottleneck": True}),
     "resnet221": (ResNet, {"blocks": (6, 16, 48, 3), "bottleneck": True}),
     "resnet293": (ResNet, {"blocks": (10, 20, 64, 3), "bottleneck": True}),
+    "campplus": (CAMPlus, {}),
 }
 
 

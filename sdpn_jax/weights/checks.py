@@ -11,9 +11,9 @@ from sdpn_jax.models.network import ENCODER, ENCODERS
 
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
 CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: its widths, and the groups that those of the blocks are split into
-STAGES, MOST_COUNT = 4, 100  # of a ResNet; and the most blocks of one, or of anything else that is counted
-SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width")
-COUNTS: tuple[str, ...] = ()
+MOST_COUNT = 100  # blocks of a stage, or anything else that is counted
+SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width", "growth")
+COUNTS = ("bottleneck_factor",)
 SWITCHES = ("remat", "bottleneck")
 CHOICES = {"encoder": ENCODERS, "front_end": FRONT_ENDS, "dtype": ("float32", "bfloat16", "float16")}
 ROUNDING = 1e-6  # by which a cosine may exceed 1
@@ -36,8 +36,9 @@ def check_sizes(sizes: Any) -> None:
             raise ValueError(f"model.{name} is none of {', '.join(choices)}")
     if sizes.get("encoder", ENCODER) == ENCODER or "channels" in sizes:
         _check_channels(sizes.get("channels"))
-    if "blocks" in sizes:
-        _check_blocks(sizes["blocks"])
+    stages = getattr(ENCODERS[sizes.get("encoder", ENCODER)][0], "blocks", ())
+    if stages and "blocks" in sizes:
+        _check_blocks(sizes["blocks"], len(stages))
     for names, least, most in ((SIZES, 1, MOST_SIZE), (COUNTS, 1, MOST_COUNT)):
         for name in names:
             lowest = 0 if name == "width" else least  # 0: the published one
@@ -55,9 +56,9 @@ def _check_channels(channels: Any) -> None:
         raise ValueError(f"model.channels: the inner three are no multiples of {GROUPS}")
 
 
-def _check_blocks(blocks: Any) -> None:
-    if not isinstance(blocks, list | tuple) or len(blocks) != STAGES or not all(map(is_size, blocks)):
-        raise ValueError(f"model.blocks is not {STAGES} whole numbers from 1 to {MOST_COUNT}")
+def _check_blocks(blocks: Any, stages: int) -> None:
+    if not isinstance(blocks, list | tuple) or len(blocks) != stages or not all(map(is_size, blocks)):
+        raise ValueError(f"model.blocks is not {stages} whole numbers from 1 to {MOST_COUNT}")
     if max(blocks) > MOST_COUNT:
         raise ValueError(f"model.blocks has more than {MOST_COUNT}")
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import checks
 
@@ -39,3 +39,31 @@ def variables_of(
     """Builds variables of the arrays of `state`, each brought into our layout; UserError for one that is not finite."""
     arrays = {name: checks.check_weights(name, np.asarray(state[name]), source) for name in places}
     return unflatten_dict({path: layout(path, arrays[name]) for name, (path, _) in places.items()})
+
+
+def encoder_of(
+    state: Mapping[str, Any], sizes: Mapping[str, Any], name_of: Callable[[Path], str], source: str, what: str
+) -> dict[str, Any]:
+    """Builds the variables of an encoder of `sizes` from all of `state`, whose convolutions are laid out as PyTorch's.
+
+    Raises UserError, which calls the weights `source` and tells that they are not `what`, where they do not fit.
+    """
+    places = places_of(sizes, name_of, ("encoder",), source)
+    wrong = sorted({*places} ^ {*state}) + sorted(
+        name for name in {*places} & {*state} if _our_shape(np.shape(state[name])) != places[name][1]
+    )
+    if wrong:
+        raise UserError(
+            f"{source} is not {what}: {len(wrong)} arrays are missing, unknown or of another shape, first "
+            f"{shown(wrong[0])}"
+        )
+    return variables_of(places, state, _our_layout, source)
+
+
+def _our_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[out, in, height, width] -> [height, width, in, out]; [out, in, taps] or [out, in] -> [taps or 1, in, out]."""
+    return shape if len(shape) < 2 else (*(shape[2:] or (1,)), shape[1], shape[0])
+
+
+def _our_layout(path: Path, array: np.ndarray) -> np.ndarray:
+    return array if array.ndim < 2 else np.moveaxis(array, (0, 1), (-1, -2)).reshape(_our_shape(array.shape))

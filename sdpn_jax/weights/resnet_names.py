@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sdpn_jax.errors import UserError, shown
 from sdpn_jax.weights import checks
-from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
+from sdpn_jax.weights.renaming import ARRAYS, encoder_of
 
 IGNORED = ("projection.",)  # the classifier of the speakers that it was trained on
 
@@ -48,26 +47,5 @@ def from_wespeaker(state: Mapping, source: str) -> tuple[dict, dict]:
     """Converts {name: array} to (sizes of Network, variables of its encoder); UserError where they do not fit."""
     state = {name: array for name, array in state.items() if not name.startswith(IGNORED)}
     sizes = sizes_of(state)
-    places = places_of(sizes, released_name, ("encoder",), source)
-    wrong = sorted({*places} ^ {*state}) + sorted(
-        name for name in {*places} & {*state} if np.shape(state[name]) != _their_shape(places[name][1])
-    )
-    if wrong:
-        raise UserError(
-            f"{source} is not a ResNet of WeSpeaker with one embedding layer and statistics pooling: {len(wrong)} "
-            f"arrays are missing, unknown or of another shape, first {shown(wrong[0])}"
-        )
-    return sizes, variables_of(places, state, _layout, source)
-
-
-def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[height, width, in, out] -> [out, in, height, width]; [1, in, out] -> [out, in]."""
-    if len(shape) == 4:
-        return shape[3], shape[2], shape[0], shape[1]
-    return shape[:0:-1] if len(shape) == 3 else shape
-
-
-def _layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    if array.ndim == 4:
-        return array.transpose(2, 3, 1, 0)
-    return array.T[None] if path[-1] == "kernel" else array
+    what = "a ResNet of WeSpeaker with one embedding layer and statistics pooling"
+    return sizes, encoder_of(state, sizes, released_name, source, what)

@@ -12,7 +12,7 @@ from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.head import ProjectionHead
-from sdpn_jax.weights import checks, resnet_names, torch_file
+from sdpn_jax.weights import campplus_names, checks, resnet_names, torch_file
 from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
 MODULES = [  # ours, theirs, in this order
@@ -108,6 +108,9 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
         if resnet_names.is_resnet(contents):
             _check_state(contents, str(path))
             return resnet_names.from_wespeaker(without_prefix(contents), str(path))
+        if campplus_names.is_campplus(contents):
+            _check_state(contents, str(path))
+            return campplus_names.from_released(without_prefix(contents), str(path))
         if any(isinstance(name, str) and "backbone." in name for name in contents):
             return _encoder_of(contents, str(path))
         names = first_of([str(name) for name in contents], 5) or "nothing"

@@ -72,13 +72,11 @@ def test_padding_does_not_change_the_embedding():
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
     with jax.enable_x64(True):
-        embed = jax.jit(
-            lambda x, lengths: SMALL.clone(dtype=np.float64).apply(variables, x, False, lengths),
-            compiler_options=QUICKLY,
-        )
-        together = embed(padded, lengths)
+        network = SMALL.clone(dtype=np.float64)
+        embed = jax.jit(lambda v, x, lengths: network.apply(v, x, False, lengths), compiler_options=QUICKLY)
+        together = embed(variables, padded, lengths)
         for row, length in enumerate(lengths):
-            alone = embed(x[row : row + 1, :length], None)[0]
+            alone = embed(variables, x[row : row + 1, :length], None)[0]
             assert np.abs(alone).max() > 0.1
             np.testing.assert_allclose(together[row], alone, rtol=1e-9, atol=1e-9)
 

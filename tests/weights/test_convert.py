@@ -11,7 +11,7 @@ import safetensors.numpy
 import soundfile
 import torch_files
 from commands import sdpn
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
@@ -22,7 +22,7 @@ from sdpn_jax.speaker import corpus
 from sdpn_jax.training import beginning, checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
-from sdpn_jax.weights import convert, export, model_folder, resnet_names, run, sdpn_names, torch_file
+from sdpn_jax.weights import campplus_names, convert, export, model_folder, resnet_names, run, sdpn_names, torch_file
 from sdpn_jax.weights.load import load_network
 
 SIZES = dict(
@@ -219,7 +219,9 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
 
 GOLDEN = {"sdpn_2024": "sdpn.pth", "rdino": "rdino.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin",
           "ecapa_speechbrain": "embedding_model.ckpt", "resnet34_wespeaker": "avg_model.pt",
-          "resnet_bottleneck_wespeaker": "avg_model.pt"}  # fmt: skip
+          "resnet_bottleneck_wespeaker": "avg_model.pt", "campplus_3dspeaker": "campplus_cn_common.bin"}  # fmt: skip
+NAMES = {"resnet": resnet_names, "campplus": campplus_names, "ecapa": sdpn_names}
+QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these networks
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -239,6 +241,7 @@ def test_golden_encoders(golden, name):
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("sdpn_2024", "rdino")])
 def test_golden_encoders_in_float64_and_in_training(golden, name):
+    """Two sequences of different lengths in one batch; and a batch in training, after which statistics have moved."""
     folder = golden / "encoders" / name
     sizes, variables = sdpn_names.read_encoder(folder / GOLDEN[name])
     expected = dict(np.load(folder / "expected.npz"))
@@ -247,32 +250,41 @@ def test_golden_encoders_in_float64_and_in_training(golden, name):
             jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
         )
         alone, of_encoder = network.encoder.unbind()
-        for i in range(2):
-            found = alone.apply(of_encoder, jnp.asarray(expected[f"features_{i}"], jnp.float64)[None], False)[0]
+        lengths = np.array([len(expected[f"features_{i}"]) for i in range(2)])
+        padded = np.zeros((2, lengths.max(), 80))
+        for i, length in enumerate(lengths):
+            padded[i, :length] = expected[f"features_{i}"]
+        embed = jax.jit(lambda v, x, lengths: alone.apply(v, x, False, lengths), compiler_options=QUICKLY)
+        for i, found in enumerate(embed(of_encoder, padded, lengths)):
             np.testing.assert_allclose(found, expected[f"embedding_{i}"], atol=1e-9)
-        found, after = alone.apply(of_encoder, jnp.asarray(expected["train_features"]), True, mutable=["batch_stats"])
+        train = jax.jit(lambda v, x: alone.apply(v, x, True, mutable=["batch_stats"]), compiler_options=QUICKLY)
+        found, after = train(of_encoder, expected["train_features"])
         np.testing.assert_allclose(found, expected["train_embedding"], atol=1e-8)
+        names = next(module for part, module in NAMES.items() if part in name)
         statistics = flatten_dict({"batch_stats": {"encoder": after["batch_stats"]}})
         for path, array in statistics.items():
-            names = resnet_names if "resnet" in name else sdpn_names
             theirs = names.released_name(path).removeprefix("backbone.")
             np.testing.assert_allclose(array, expected[f"after_train/{theirs}"], atol=1e-8)
 
 
+def published(sizes: dict, names) -> tuple[dict, dict]:
+    """Random arrays as another toolkit publishes them, and the encoder's variables that they are."""
+    rng = np.random.default_rng(0)
+    shapes = flatten_dict(jax.eval_shape(lambda: initial_variables(network_of(sizes), 0)))
+    arrays = {path: rng.random(x.shape, np.float32) for path, x in shapes.items() if path[1] == "encoder"}
+    back = {4: (3, 2, 0, 1), 3: (2, 1, 0), 1: (0,)}
+    state = {names.released_name(path): array.transpose(back[array.ndim]) for path, array in arrays.items()}
+    return state, unflatten_dict(arrays)
+
+
 def test_resnets_that_do_not_fit(tmp_path):
     sizes = {"encoder": "resnet34", "front_end": "wespeaker", "width": 4, "embedding_size": 6, "blocks": [1] * 4}
-    fresh = initial_variables(network_of(sizes), 0)
-    of_encoder = flatten_dict({kind: {"encoder": arrays["encoder"]} for kind, arrays in fresh.items()})
-    back = {4: (3, 2, 0, 1), 3: (2, 1, 0), 1: (0,)}
-    state = {
-        resnet_names.released_name(path): np.asarray(array).transpose(back[array.ndim])
-        for path, array in of_encoder.items()
-    }
+    state, expected = published(sizes, resnet_names)
     state["seg_1.weight"] = state["seg_1.weight"][..., 0]
     torch_files.write(tmp_path / "good.pt", state | {"projection.weight": np.zeros((9, 9), np.float32)})
     network, variables, _ = load_network(tmp_path / "good.pt")
     assert network.encoder.blocks == (1, 1, 1, 1) and network.embedding_size == 6
-    equal(variables["params"]["encoder"], fresh["params"]["encoder"])
+    equal(variables, expected)
     for change, message in [
         ({"seg_2.weight": np.zeros((6, 6), np.float32)}, "1 arrays are missing, unknown or .* first seg_2.weight"),
         ({"seg_1.weight": np.zeros((6, 7), np.float32)}, "1 arrays .* first seg_1.weight"),
@@ -282,6 +294,42 @@ def test_resnets_that_do_not_fit(tmp_path):
         torch_files.write(tmp_path / "bad.pt", state | change)
         with pytest.raises(UserError, match=message):
             load_network(tmp_path / "bad.pt")
+
+
+CAMPLUS = {"encoder": "campplus", "blocks": [1, 2, 1], "growth": 4, "bottleneck_factor": 2, "width": 6,
+           "embedding_size": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize("classifier, front_end", [("projection.weight", "wespeaker"), (None, "kaldi80")])
+def test_who_published_a_campplus_tells_its_features(tmp_path, classifier, front_end):
+    state, expected = published(CAMPLUS, campplus_names)
+    torch_files.write(tmp_path / "a.pt", state | ({classifier: np.zeros((9, 9), np.float32)} if classifier else {}))
+    network, variables, _ = load_network(tmp_path / "a.pt")
+    assert network == network_of(CAMPLUS | {"front_end": front_end})
+    equal(variables, expected)
+
+
+def test_campplus_that_does_not_fit(tmp_path):
+    state, _ = published(CAMPLUS, campplus_names)
+    path, layer = tmp_path / "a.pt", "xvector.block2.tdnnd2.cam_layer"
+    zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+    for change, message in [
+        ({f"{layer}.linear1.bias": None}, f"1 arrays are missing, unknown or .* first {layer}.linear1.bias"),
+        ({f"{layer}.linear1.weight": zeros(4, 9, 1)}, f"1 arrays .* first {layer}.linear1.weight"),
+        ({"head.conv1.weight": zeros(3, 3)}, "1 arrays .* first head.conv1.weight"),
+        ({"xvector.block1.tdnnd" + "9" * 5000 + ".x": zeros(3)}, "1 arrays .* first xvector.block1.tdnnd9999"),
+        ({"xvector.block1.tdnnd999.x": zeros(3)}, "model.blocks has more than 100"),
+        ({"xvector.block1.tdnnd1.cam_layer.linear_local.weight": zeros(0, 8, 3)}, "model.growth is no whole number"),
+        ({"xvector.tdnn.linear.weight": zeros()}, "[0-9]+ arrays are missing, unknown or of another shape"),
+        ({"xvector.dense.nonlinear.batchnorm.running_var": np.full(8, np.inf, np.float32)}, "running_var holds NaN"),
+    ]:
+        torch_files.write(path, {name: array for name, array in (state | change).items() if array is not None})
+        with pytest.raises(UserError, match=message) as told:
+            load_network(path)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="a.pt"):
+        load_network(path)
 
 
 def test_another_toolkit_s_encoder_is_heard_by_every_command(golden, tmp_path):
