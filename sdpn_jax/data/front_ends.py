@@ -24,12 +24,12 @@ def kaldi80(waveform: Waveform) -> LogMel:
     As compute-fbank-feats without dither: each frame without its mean, pre-emphasised, power spectrum of 512 points,
     triangles on the scale 1127 ln(1 + f / 700) from 20 Hz, log.
     """
-    return _kaldi(waveform, 1.0, _povey())
+    return _kaldi(waveform, 1.0, povey())
 
 
 def wespeaker(waveform: Waveform) -> LogMel:
     """Kaldi's filterbank of samples in the scale of 16-bit integers, Hamming window: WeSpeaker's encoders."""
-    return _kaldi(waveform, 32768.0, _hamming(WIDTH - 1))
+    return _kaldi(waveform, 32768.0, hamming(WIDTH - 1))
 
 
 def speechbrain(waveform: Waveform) -> LogMel:
@@ -39,7 +39,7 @@ def speechbrain(waveform: Waveform) -> LogMel:
     the scale 2595 log10(1 + f / 700). T = 1 + N // 160.
     """
     padded = np.pad(np.asarray(waveform, np.float32), WIDTH // 2)
-    power = features.mel_power_of_frames(frames_of(padded, WIDTH, HOP), _hamming(WIDTH), _speechbrain_triangles())
+    power = features.mel_power_of_frames(frames_of(padded, WIDTH, HOP), hamming(WIDTH), speechbrain_triangles())
     decibels = 10 * np.log10(np.maximum(power, POWER_FLOOR))
     return _centred(np.maximum(decibels, decibels.max() - DECIBELS_KEPT))
 
@@ -52,11 +52,11 @@ FRONT_ENDS: dict[str, FrontEnd] = {
 
 def _kaldi(waveform: Waveform, scale: float, window: np.ndarray) -> LogMel:
     samples = np.asarray(waveform, np.float32) * np.float32(scale)
-    power = features.mel_power_of_frames(frames_of(samples, WIDTH, HOP), window, _kaldi_triangles(), _emphasised)
+    power = features.mel_power_of_frames(frames_of(samples, WIDTH, HOP), window, kaldi_triangles(), emphasised)
     return _centred(np.log(np.maximum(power, np.finfo(np.float32).eps)))
 
 
-def _emphasised(frames: Float32[np.ndarray, "T {WIDTH}"]) -> Float32[np.ndarray, "T {WIDTH}"]:
+def emphasised(frames: Float32[np.ndarray, "T {WIDTH}"]) -> Float32[np.ndarray, "T {WIDTH}"]:
     """Kaldi's frames before the window: without their mean, each sample less a share of the one before."""
     frames = frames - frames.mean(axis=1, keepdims=True)
     return frames - np.float32(KALDI_PREEMPHASIS) * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
@@ -66,17 +66,17 @@ def _centred(x: LogMel) -> LogMel:
     return x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _hamming(period: int) -> Float32[np.ndarray, " {WIDTH}"]:
+def hamming(period: int) -> Float32[np.ndarray, " {WIDTH}"]:
     return (0.54 - 0.46 * np.cos(2 * np.pi * np.arange(WIDTH) / period)).astype(np.float32)
 
 
-def _povey() -> Float32[np.ndarray, " {WIDTH}"]:
+def povey() -> Float32[np.ndarray, " {WIDTH}"]:
     """Kaldi's own window: a Hann window to the power of 0.85."""
     return ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WIDTH) / (WIDTH - 1))) ** 0.85).astype(np.float32)
 
 
 @lru_cache
-def _kaldi_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
+def kaldi_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
     """Triangles on the mel scale itself, as Kaldi's MelBanks has them; the bin at half the rate has no weight."""
     lowest, highest = (1127 * np.log(1 + hz / 700) for hz in (KALDI_LOWEST_HZ, RATE / 2))
     edges = np.linspace(lowest, highest, BINS + 2)
@@ -86,7 +86,7 @@ def _kaldi_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
 
 
 @lru_cache
-def _speechbrain_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
+def speechbrain_triangles() -> Float32[np.ndarray, "bins {BINS}"]:
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), BINS + 2) / 2595) - 1)
     slope = (np.linspace(0, RATE / 2, WIDTH // 2 + 1)[:, None] - edges[1:-1]) / np.diff(edges)[:-1]
     return np.maximum(0, 1 - np.abs(slope)).astype(np.float32)

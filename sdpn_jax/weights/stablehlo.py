@@ -16,25 +16,18 @@ import jax.numpy as jnp
 from jax import export
 
 from sdpn_jax import storage
-from sdpn_jax.data import audio, device
-from sdpn_jax.errors import UserError
+from sdpn_jax.data import audio, device_front_ends
 from sdpn_jax.models.network import Network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def serialise(network: Network, variables: dict) -> bytes:
-    """Exports samples [batch, samples] -> embeddings [batch, D] as StableHLO, both sizes symbolic, weights included.
-
-    Raises UserError for a network of another front end.
-    """
-
-    if network.front_end != "sdpn":
-        raise UserError(f"StableHLO is written of models with the features of SDPN alone, not of {network.front_end}")
+    """Exports samples [batch, samples] -> embeddings [batch, D] as StableHLO, both sizes symbolic, weights included."""
 
     def embed(samples):
-        padded = jnp.pad(samples, ((0, 0), (device.MARGIN, device.MARGIN)), mode="reflect")
-        return network.apply(variables, device.log_mel_of_view(padded), method=network.embed)
+        features = device_front_ends.FRONT_ENDS[network.front_end](samples)
+        return network.apply(variables, features, method=network.embed)
 
     shortest = int(audio.MIN_SECONDS * audio.SAMPLE_RATE)
     shape = export.symbolic_shape("batch, samples", constraints=[f"samples >= {shortest}"])
