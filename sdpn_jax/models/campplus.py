@@ -12,7 +12,7 @@ from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, wide
 from sdpn_jax.models.resnet import Conv2D, ResidualBlock, flattened, strided
 
-FRONT_WIDTH = 32  # channels of the two-dimensional front end
+DENSE = 4  # times the width are the channels that the first dense block begins with
 HALVED = (2, 1)  # strides of frequency and time
 DILATIONS = (1, 2, 2)  # of each dense block
 SEGMENT = 100  # frames with a gate in common
@@ -85,15 +85,17 @@ class CAMPlus(nn.Module):
     """Features of whole sequences -> embedding, float32 or wider, its numbers normalised over the training batches.
 
     `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone. `width`:
-    channels that the first of three dense blocks begins with; `blocks`: layers of each, which add `growth` channels
-    through a bottleneck of `bottleneck_factor` times as many. `remat` computes the inside of residual blocks and dense
-    layers again in the backward pass.
+    channels of the two-dimensional front; `initial`: those that the first of three dense blocks begins with; `blocks`:
+    layers of each, which add `growth` channels through a bottleneck of `bottleneck_factor` times as many. Where initial
+    and growth are 0 they are four times the width and the width, as published. `remat` computes the inside of residual
+    blocks and dense layers again in the backward pass.
     """
 
     blocks: Sequence[int] = (12, 24, 16)
-    growth: int = 32
+    width: int = 32
+    initial: int = 0
+    growth: int = 0
     bottleneck_factor: int = 4
-    width: int = 128
     embedding_size: int = 512
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -104,15 +106,16 @@ class CAMPlus(nn.Module):
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
         x = flattened(self._front(features, train, lengths))
-        x = TimeDelay(self.width, 5, stride=2, dtype=self.dtype, name="tdnn")(x, lengths)
+        growth = self.growth or self.width
+        x = TimeDelay(self.initial or DENSE * self.width, 5, stride=2, dtype=self.dtype, name="tdnn")(x, lengths)
         x, lengths = nn.relu(BatchNorm(name="tdnn_norm")(x, train)), strided(lengths, 2)
         averages = segment_averages(x.astype(wide(self.dtype)), lengths)
         dense_layer = nn.remat(DenseLayer, static_argnums=(2,)) if self.remat else DenseLayer
         for k, (layers, dilation) in enumerate(zip(self.blocks, DILATIONS, strict=True), 1):
             made = [x]
             for i in range(1, layers + 1):
-                bottleneck = self.bottleneck_factor * self.growth
-                layer = dense_layer(self.growth, bottleneck, dilation, self.dtype, name=f"block{k}_{i}")
+                bottleneck = self.bottleneck_factor * growth
+                layer = dense_layer(growth, bottleneck, dilation, self.dtype, name=f"block{k}_{i}")
                 made.append(layer(made, train, averages, lengths))
             x = jnp.concatenate(made, axis=-1)
             x = nn.relu(BatchNorm(name=f"transit{k}_norm")(x, train))
@@ -125,12 +128,12 @@ class CAMPlus(nn.Module):
     def _front(self, features: Float[Array, "B T F"], train: bool, lengths: Lengths) -> Float[Array, "B F2 T C"]:
         """Residual blocks that keep time and leave an eighth of the frequencies."""
         x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
-        x = Conv2D(FRONT_WIDTH, dtype=self.dtype, name="conv1")(x, lengths)
+        x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
         x = nn.relu(BatchNorm(name="bn1")(x, train))
         block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for name, stride in [("layer1_0", HALVED), ("layer1_1", 1), ("layer2_0", HALVED), ("layer2_1", 1)]:
-            x = block(FRONT_WIDTH, stride, False, self.dtype, name=name)(x, train, lengths)
-        x = Conv2D(FRONT_WIDTH, stride=HALVED, dtype=self.dtype, name="conv2")(x, lengths)
+            x = block(self.width, stride, False, self.dtype, name=name)(x, train, lengths)
+        x = Conv2D(self.width, stride=HALVED, dtype=self.dtype, name="conv2")(x, lengths)
         return nn.relu(BatchNorm(name="bn2")(x, train))
 
 

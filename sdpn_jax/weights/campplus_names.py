@@ -60,7 +60,8 @@ def sizes_of(state: Mapping) -> dict[str, Any]:
         "blocks": tuple(blocks),
         "growth": growth,
         "bottleneck_factor": outputs(f"{LAYER}linear1.weight") // max(growth, 1),
-        "width": outputs(FIRST),
+        "width": outputs("head.conv1.weight"),
+        "initial": outputs(FIRST),
         "embedding_size": outputs("xvector.dense.linear.weight"),
     }
 

@@ -12,7 +12,8 @@ from sdpn_jax.models.network import ENCODER, ENCODERS
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
 CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: its widths, and the groups that those of the blocks are split into
 MOST_COUNT = 100  # blocks of a stage, or anything else that is counted
-SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width", "growth")
+SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width", "initial", "growth")
+DERIVED = ("width", "initial", "growth")  # where they are 0: as published
 COUNTS = ("bottleneck_factor",)
 SWITCHES = ("remat", "bottleneck")
 CHOICES = {"encoder": ENCODERS, "front_end": FRONT_ENDS, "dtype": ("float32", "bfloat16", "float16")}
@@ -41,7 +42,7 @@ def check_sizes(sizes: Any) -> None:
         _check_blocks(sizes["blocks"], len(stages))
     for names, least, most in ((SIZES, 1, MOST_SIZE), (COUNTS, 1, MOST_COUNT)):
         for name in names:
-            lowest = 0 if name == "width" else least  # 0: the published one
+            lowest = 0 if name in DERIVED else least
             if name in sizes and not (type(sizes[name]) is int and lowest <= sizes[name] <= most):
                 raise ValueError(f"model.{name} is no whole number from {lowest} to {most}")
     for name in SWITCHES:

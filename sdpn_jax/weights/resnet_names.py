@@ -1,11 +1,11 @@
 """Names and layout of WeSpeaker's ResNets, and of this project's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from sdpn_jax.weights import checks
 from sdpn_jax.weights.renaming import ARRAYS, encoder_of
 
 IGNORED = ("projection.",)  # the classifier of the speakers that it was trained on
@@ -27,10 +27,9 @@ def sizes_of(state: Mapping) -> dict[str, Any]:
     """Infers the sizes of Network from the arrays' names and shapes."""
     blocks = [0, 0, 0, 0]
     for name in state:
-        parts = name.split(".")
-        if parts[0] in ("layer1", "layer2", "layer3", "layer4") and len(parts) > 2 and parts[1].isdecimal():
-            stage = int(parts[0][-1]) - 1
-            blocks[stage] = max(blocks[stage], min(int(parts[1]), checks.MOST_COUNT) + 1)
+        if block := re.match(r"layer([1234])\.(\d{1,3})\.", name, re.ASCII):
+            stage = int(block[1]) - 1
+            blocks[stage] = max(blocks[stage], int(block[2]) + 1)
     bottleneck = "layer1.0.conv3.weight" in state
     first, last = (np.shape(state[name]) if name in state else () for name in ("conv1.weight", "seg_1.weight"))
     return {

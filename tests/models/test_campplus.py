@@ -8,7 +8,7 @@ import pytest
 from sdpn_jax.models import frames
 from sdpn_jax.models.campplus import VARIANCE_FLOOR, CAMPlus, ContextGated, TimeDelay, segment_averages
 
-SMALL = CAMPlus(blocks=(1, 2, 1), growth=4, bottleneck_factor=2, width=8, embedding_size=6)
+SMALL = CAMPlus(blocks=(1, 2, 1), width=4, initial=8, growth=4, bottleneck_factor=2, embedding_size=6)
 QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than the network
 
 
