@@ -11,7 +11,7 @@ from sdpn_jax.errors import UserError
 Model = Annotated[
     str,
     typer.Option(
-        help="Model folder, training workdir, PyTorch checkpoint of the released code, .safetensors, or "
+        help="Model folder, training workdir, file of weights of this or another toolkit, or "
         "hf://OWNER/NAME, modelscope://OWNER/NAME."
     ),
 ]
