@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Frames, Lengths
-from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
+from sdpn_jax.models.layers import BatchNorm, Conv, Pad, fan_in_uniform, wide
 
 KERNEL_SIZES, DILATIONS, SCALE = (5, 3, 3, 3, 1), (1, 2, 3, 4, 1), 8  # of the frame layers; groups of a Res2Net
 LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
@@ -23,29 +23,36 @@ class TDNN(nn.Module):
     kernel_size: int = 1
     dilation: int = 1
     dtype: DTypeLike = jnp.float32
+    pad: Pad = frames.reflect_pad
 
     @nn.compact
     def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
-        x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, name="conv")(x, lengths)
+        x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, self.pad, name="conv")(x, lengths)
         return BatchNorm(name="norm")(nn.relu(x), train)
 
 
 class Res2Net(nn.Module):
-    """Channels in `scale` groups; each but the first is convolved after adding its left neighbour's output."""
+    """Channels in `scale` groups; all but one are convolved after adding the output of the one convolved before.
+
+    The first group passes as it is, as in Gao et al. (arXiv 1904.01169, section 3), or the last with `passes_last`.
+    """
 
     kernel_size: int
     dilation: int
     scale: int = 8
     dtype: DTypeLike = jnp.float32
+    pad: Pad = frames.reflect_pad
+    passes_last: bool = False
 
     @nn.compact
     def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Frames:
-        first, *groups = jnp.split(x, self.scale, axis=-1)
-        outputs = [first]
+        groups = jnp.split(x, self.scale, axis=-1)
+        passed = groups.pop(-1 if self.passes_last else 0)
+        outputs = []
         for i, group in enumerate(groups):
-            block = TDNN(group.shape[-1], self.kernel_size, self.dilation, self.dtype, name=f"block_{i}")
-            outputs.append(block(group if i == 0 else group + outputs[-1], train, lengths))
-        return jnp.concatenate(outputs, axis=-1)
+            block = TDNN(group.shape[-1], self.kernel_size, self.dilation, self.dtype, self.pad, name=f"block_{i}")
+            outputs.append(block(group + outputs[-1] if outputs else group, train, lengths))
+        return jnp.concatenate([*outputs, passed] if self.passes_last else [passed, *outputs], axis=-1)
 
 
 class SqueezeExcitation(nn.Module):
@@ -71,6 +78,8 @@ class SERes2Block(nn.Module):
     scale: int
     se_bottleneck: int
     dtype: DTypeLike = jnp.float32
+    pad: Pad = frames.reflect_pad
+    passes_last: bool = False
 
     @nn.compact
     def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
@@ -78,7 +87,9 @@ class SERes2Block(nn.Module):
         if x.shape[-1] != self.features:
             residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
         x = TDNN(self.features, dtype=self.dtype, name="tdnn1")(x, train)
-        x = Res2Net(self.kernel_size, self.dilation, self.scale, self.dtype, name="res2net")(x, train, lengths)
+        x = Res2Net(
+            self.kernel_size, self.dilation, self.scale, self.dtype, self.pad, self.passes_last, name="res2net"
+        )(x, train, lengths)
         x = TDNN(self.features, dtype=self.dtype, name="tdnn2")(x, train)
         return residual + SqueezeExcitation(self.se_bottleneck, self.dtype, name="se")(x, lengths)
 
@@ -99,6 +110,14 @@ class ContextConv(nn.Module):
         return x.astype(self.dtype) @ of_frames + (context.astype(self.dtype) @ of_context + bias)
 
 
+def attention_weights(logits: Frames, lengths: Lengths = None) -> Frames:
+    """Computes weights in proportion to the softmax over time, 0 in the padding."""
+    if lengths is not None:
+        logits = jnp.where(frames.mask(logits, lengths) > 0, logits, -jnp.inf)
+    # The softmax's sum divides the sums over time, not the weights of every frame: fewer passes over them.
+    return jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
+
+
 class AttentiveStatisticsPooling(nn.Module):
     """Attention-weighted mean and standard deviation over time, in float32 or wider.
 
@@ -117,10 +136,7 @@ class AttentiveStatisticsPooling(nn.Module):
         hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x, context)
         hidden = BatchNorm(name="tdnn_norm")(nn.relu(hidden), train)
         logits = Conv(channels, dtype=self.dtype, name="conv")(nn.tanh(hidden)).astype(xw.dtype)
-        if lengths is not None:
-            logits = jnp.where(frames.mask(logits, lengths) > 0, logits, -jnp.inf)
-        # The softmax's sum divides the sums over time, not the weights of every frame: fewer passes over them.
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
+        weights = attention_weights(logits, lengths)
         return jnp.concatenate(self._statistics(xw, lengths, weights), axis=-1)[:, 0]
 
     def _statistics(

@@ -50,6 +50,13 @@ def mean_and_deviation(x: Frames, lengths: Lengths, floor: float) -> Float[Array
     return jnp.concatenate([centre, jnp.sqrt(variance + floor)], axis=-1)
 
 
+def zero_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B T+2*{pad} C"]:
+    """Pads time by `pad` frames of zeros on both sides; they stand behind each sequence's true end too."""
+    if pad and lengths is not None:
+        x = x * mask(x, lengths)
+    return jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
+
+
 def reflect_pad(x: Frames, pad: int, lengths: Lengths = None) -> Float[Array, "B T+2*{pad} C"]:
     """Pads time by `pad` frames on both sides, mirrored about the first and the last frame.
 

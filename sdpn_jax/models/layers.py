@@ -15,6 +15,7 @@ from sdpn_jax.models import frames
 
 Activations: TypeAlias = Float[Array, "*n C"]
 OfChannels: TypeAlias = Float[Array, " C"]
+Pad: TypeAlias = Callable[[frames.Frames, int, frames.Lengths], frames.Frames]
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
@@ -41,7 +42,7 @@ def instance_norm(
 
 
 class Conv(nn.Module):
-    """Convolution over time, reflect padding at the true end of each sequence.
+    """Convolution over time; `pad`, a function of frames.py, puts frames around each sequence, up to its true end.
 
     The taps are laid side by side, so that the convolution is one product [B T, taps C] x [taps C, features]; on CPUs
     it is faster than XLA's dilated convolution and than a sum over taps.
@@ -51,6 +52,7 @@ class Conv(nn.Module):
     kernel_size: int = 1
     dilation: int = 1
     dtype: DTypeLike = jnp.float32
+    pad: Pad = frames.reflect_pad
 
     @nn.compact
     def __call__(self, x: frames.Frames, lengths: frames.Lengths = None) -> Float[Array, "B T {self.features}"]:
@@ -59,7 +61,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", init, (taps, channels, self.features))
         bias = self.param("bias", init, (self.features,))
         num_frames = x.shape[1]
-        x = frames.reflect_pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
+        x = self.pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
         starts = range(0, taps * self.dilation, self.dilation)
         x = jnp.concatenate([x[:, start : start + num_frames] for start in starts], axis=-1)
         return x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
