@@ -31,6 +31,7 @@ Config: TypeAlias = Any
 # Names of models/network.py, which loads JAX; a test compares them.
 ENCODERS = (
     "ecapa", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet221", "resnet293", "campplus",
+    "ecapa_wespeaker",
 )  # fmt: skip
 # What a change of a field means to a run that has begun: another run, another schedule from the step reached on, or
 # nothing, as no step computes anything else.
@@ -144,8 +145,8 @@ FIELDS: dict[str, Field] = {
         choices=ENCODERS,
     ),
     "model.channels": Field((1024, 1024, 1024, 1024, 3072), "of the five frame layers of ecapa", at_least=1),
-    "model.se_bottleneck": Field(128, "channels inside the squeeze-excitation of ecapa", at_least=1),
-    "model.attention": Field(128, "channels of the attention in the pooling of ecapa", at_least=1),
+    "model.se_bottleneck": Field(128, "channels inside the squeeze-excitation of ecapa, ecapa_wespeaker", at_least=1),
+    "model.attention": Field(128, "channels of the attention in the pooling of ecapa, ecapa_wespeaker", at_least=1),
     "model.width": Field(
         0, "channels of the first layer of other encoders, from which the others follow; 0: as published", at_least=0
     ),
@@ -213,6 +214,11 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "model.channels",
         lambda c: all(channels % 8 == 0 for channels in c.model.channels[1:-1]),
         "all but the first and the last must be multiples of 8",
+    ),
+    (
+        "model.width, model.encoder",
+        lambda c: c.model.encoder != "ecapa_wespeaker" or c.model.width % 8 == 0,
+        "the width of ecapa_wespeaker must be a multiple of 8",
     ),
     (
         "eval.trials, eval.input",

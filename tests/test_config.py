@@ -80,6 +80,14 @@ def test_lists_of_one_name_are_refused():
         configs.check(configs.load("vox2", flags))
 
 
+def test_the_width_of_an_encoder_in_groups():
+    flags = ["--config.model.encoder=ecapa_wespeaker", "--config.model.width=12"]
+    with pytest.raises(UserError, match=r"model.width=12, model.encoder='ecapa_wespeaker': .* a multiple of 8"):
+        configs.check(configs.load("vox2", flags))
+    configs.check(configs.load("vox2", flags[1:]))
+    configs.check(configs.load("vox2", [flags[0], "--config.model.width=0"]))
+
+
 def test_all_faults_are_told_at_once():
     with pytest.raises(UserError, match=r"batch_size=0 .*; num_prototypes=0"):
         configs.check(configs.load("vox2", ["--config.batch_size=0", "--config.num_prototypes=0"]))

@@ -35,10 +35,7 @@ class TimeDelay(nn.Module):
     def __call__(self, x: Frames, lengths: Lengths = None) -> Float[Array, "B T2 {self.features}"]:
         taps, num_frames = self.kernel_size, x.shape[1]
         kernel = self.param("kernel", nn.initializers.he_normal(), (taps, x.shape[-1], self.features))
-        if taps > 1 and lengths is not None:
-            x = x * frames.mask(x, lengths)
-        pad = self.dilation * (taps - 1) // 2
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), (pad, pad), (0, 0)))
+        x = frames.zero_pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
         starts = range(0, taps * self.dilation, self.dilation)
         x = jnp.concatenate([x[:, start : start + num_frames : self.stride] for start in starts], axis=-1)
         return x @ kernel.reshape(-1, self.features).astype(self.dtype)

@@ -11,12 +11,13 @@ from jaxtyping import Array, Float
 
 from sdpn_jax.models.campplus import CAMPlus
 from sdpn_jax.models.ecapa import ECAPA
+from sdpn_jax.models.ecapa_wespeaker import WeSpeakerECAPA
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
 from sdpn_jax.models.layers import instance_norm
 from sdpn_jax.models.resnet import ResNet
 
-Encoder: TypeAlias = ECAPA | ResNet | CAMPlus
+Encoder: TypeAlias = ECAPA | ResNet | CAMPlus | WeSpeakerECAPA
 
 MEL_BINS = 80
 FRONT_END, ENCODER = "sdpn", "ecapa"
@@ -31,6 +32,7 @@ ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
     "resnet221": (ResNet, {"blocks": (6, 16, 48, 3), "bottleneck": True}),
     "resnet293": (ResNet, {"blocks": (10, 20, 64, 3), "bottleneck": True}),
     "campplus": (CAMPlus, {}),
+    "ecapa_wespeaker": (WeSpeakerECAPA, {}),
 }
 
 

@@ -10,12 +10,12 @@ from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import ENCODER, ENCODERS
 
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
-CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: its widths, and the groups that those of the blocks are split into
+CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: widths of SDPN's, and the groups that those of the blocks are split into
 MOST_COUNT = 100  # blocks of a stage, or anything else that is counted
 SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width", "initial", "growth")
 DERIVED = ("width", "initial", "growth")  # where they are 0: as published
 COUNTS = ("bottleneck_factor",)
-SWITCHES = ("remat", "bottleneck")
+SWITCHES = ("remat", "bottleneck", "global_context", "embedding_norm")
 CHOICES = {"encoder": ENCODERS, "front_end": FRONT_ENDS, "dtype": ("float32", "bfloat16", "float16")}
 ROUNDING = 1e-6  # by which a cosine may exceed 1
 
@@ -45,6 +45,8 @@ def check_sizes(sizes: Any) -> None:
             lowest = 0 if name in DERIVED else least
             if name in sizes and not (type(sizes[name]) is int and lowest <= sizes[name] <= most):
                 raise ValueError(f"model.{name} is no whole number from {lowest} to {most}")
+    if sizes.get("encoder") == "ecapa_wespeaker" and sizes.get("width", 0) % GROUPS:
+        raise ValueError(f"model.width is no multiple of {GROUPS}")
     for name in SWITCHES:
         if type(sizes.get(name, False)) is not bool:
             raise ValueError(f"model.{name} is neither true nor false")

@@ -12,7 +12,7 @@ from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.head import ProjectionHead
-from sdpn_jax.weights import campplus_names, checks, resnet_names, torch_file
+from sdpn_jax.weights import campplus_names, checks, ecapa_wespeaker_names, resnet_names, torch_file
 from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
 MODULES = [  # ours, theirs, in this order
@@ -111,6 +111,9 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
         if campplus_names.is_campplus(contents):
             _check_state(contents, str(path))
             return campplus_names.from_released(without_prefix(contents), str(path))
+        if ecapa_wespeaker_names.is_ecapa(contents):
+            _check_state(contents, str(path))
+            return ecapa_wespeaker_names.from_wespeaker(without_prefix(contents), str(path))
         if any(isinstance(name, str) and "backbone." in name for name in contents):
             return _encoder_of(contents, str(path))
         names = first_of([str(name) for name in contents], 5) or "nothing"

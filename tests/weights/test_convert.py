@@ -22,7 +22,17 @@ from sdpn_jax.speaker import corpus
 from sdpn_jax.training import beginning, checkpoint, converted, optim
 from sdpn_jax.training.checkpoint import parts_of, state_of
 from sdpn_jax.training.step import init_state
-from sdpn_jax.weights import campplus_names, convert, export, model_folder, resnet_names, run, sdpn_names, torch_file
+from sdpn_jax.weights import (
+    campplus_names,
+    convert,
+    ecapa_wespeaker_names,
+    export,
+    model_folder,
+    resnet_names,
+    run,
+    sdpn_names,
+    torch_file,
+)
 from sdpn_jax.weights.load import load_network
 
 SIZES = dict(
@@ -219,8 +229,10 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
 
 GOLDEN = {"sdpn_2024": "sdpn.pth", "rdino": "rdino.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin",
           "ecapa_speechbrain": "embedding_model.ckpt", "resnet34_wespeaker": "avg_model.pt",
-          "resnet_bottleneck_wespeaker": "avg_model.pt", "campplus_3dspeaker": "campplus_cn_common.bin"}  # fmt: skip
-NAMES = {"resnet": resnet_names, "campplus": campplus_names, "ecapa": sdpn_names}
+          "resnet_bottleneck_wespeaker": "avg_model.pt", "campplus_3dspeaker": "campplus_cn_common.bin",
+          "ecapa_wespeaker": "avg_model.pt"}  # fmt: skip
+NAMES = {"resnet": resnet_names, "campplus": campplus_names, "ecapa_wespeaker": ecapa_wespeaker_names,
+         "ecapa": sdpn_names}  # fmt: skip
 QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these networks
 
 
@@ -333,6 +345,53 @@ def test_campplus_that_does_not_fit(tmp_path):
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="a.pt"):
         load_network(path)
+
+
+OF_WESPEAKER = {"encoder": "ecapa_wespeaker", "front_end": "wespeaker", "width": 8, "se_bottleneck": 4, "attention": 6,
+                "embedding_size": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("global_context, embedding_norm", [(True, False), (False, True)])
+def test_ecapas_of_wespeaker(tmp_path, global_context, embedding_norm):
+    """From their folder, with the classifier and without; what they are is seen in the arrays, not in config.yaml."""
+    sizes = OF_WESPEAKER | {"global_context": global_context, "embedding_norm": embedding_norm}
+    state, expected = published(sizes, ecapa_wespeaker_names)
+    linear = [name for name in state if "linear" in name and "pool" not in name and "weight" in name]
+    state |= {name: state[name][..., 0] for name in linear}
+    state |= {"bn.num_batches_tracked": np.array(3), "projection.weight": np.zeros((9, 5), np.float32)}
+    torch_files.write(tmp_path / "avg_model.pt", state)
+    network, variables, _ = load_network(tmp_path)
+    assert network == network_of(sizes)
+    equal(variables, expected)
+    assert ("bn2.running_mean" in state) == embedding_norm
+
+
+def test_ecapas_of_wespeaker_that_do_not_fit(tmp_path):
+    state, _ = published(OF_WESPEAKER, ecapa_wespeaker_names)
+    path, block = tmp_path / "avg_model.pt", "layer3.se_res2block.1"
+    zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+    for change, message in [
+        ({f"{block}.convs.2.bias": None}, f"1 arrays are missing, unknown or .* first {block}.convs.2.bias"),
+        ({f"{block}.convs.2.weight": zeros(1, 2, 3)}, f"1 arrays .* first {block}.convs.2.weight"),
+        ({f"{block}.convs.7.weight": zeros(1, 1, 3)}, f"1 arrays .* first {block}.convs.7.weight"),
+        ({"pool.linear1.weight": zeros(6, 4607, 1)}, "1 arrays .* first pool.linear1.weight"),
+        ({name: None for name in state if name.startswith("pool.")}, "4 arrays .* first pool.linear1.bias"),
+        ({"layer1.conv.weight": zeros(12, 80, 5)}, "no network that can be built: model.width is no multiple of 8"),
+        ({"layer1.conv.weight": zeros()}, "[0-9]+ arrays are missing, unknown or of another shape"),
+        ({"linear.weight": zeros(10**5, 0)}, "model.embedding_size is no whole number from 1 to 65536"),
+        ({"bn.running_var": np.full(3072, np.nan, np.float32)}, "bn.running_var holds NaN"),
+        ({"layer2.x": 3}, "1 entries that are no tensors, such as layer2.x"),
+    ]:
+        torch_files.write(path, {name: array for name, array in (state | change).items() if array is not None})
+        with pytest.raises(UserError, match=message) as told:
+            load_network(tmp_path)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+    whole = path.read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 1000, 100):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError) as told:
+            load_network(tmp_path)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 
 def test_another_toolkit_s_encoder_is_heard_by_every_command(golden, tmp_path):

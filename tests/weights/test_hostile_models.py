@@ -62,6 +62,7 @@ def changed(config: dict, field: str, value) -> str:
         ("model.hidden_size", [65537]),
         ("model.dtype", ["int8", "float64", "object", "complex64", None, ["float32"], 3, "x" * 10**5]),
         ("model.remat", [1, "yes", None]),
+        ("model.global_context", [1, "yes", None]),
         ("model.name", ["x"]),
         ("model.parent", [None]),
         ("model", [3, None, [], "x"]),
