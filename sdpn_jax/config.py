@@ -32,6 +32,7 @@ Config: TypeAlias = Any
 ENCODERS = (
     "ecapa", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet221", "resnet293", "campplus",
     "ecapa_wespeaker",
+    "eres2netv2", "eres2netv2_w24s4ep4",
 )  # fmt: skip
 # What a change of a field means to a run that has begun: another run, another schedule from the step reached on, or
 # nothing, as no step computes anything else.
@@ -208,6 +209,11 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "warmup_epochs, num_epochs",
         lambda c: c.warmup_steps or c.num_steps or c.warmup_epochs < c.num_epochs,
         "the warm-up must be shorter than the run",
+    ),
+    (
+        "model.width",
+        lambda c: c.model.width not in (1, 2) or not c.model.encoder.startswith("eres2netv2"),
+        "eres2netv2 splits its channels into groups and needs 3 or more",
     ),
     ("model.channels", lambda c: len(c.model.channels) == 5, "ecapa has five frame layers"),
     (

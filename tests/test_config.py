@@ -74,6 +74,13 @@ def test_values_that_cannot_work_are_named_with_their_bound(flag, message):
         configs.check(configs.load("vox2", [f"--config.{flag}"]))
 
 
+def test_groups_have_channels():
+    flags = ["--config.model.encoder=eres2netv2", "--config.model.width=2"]
+    with pytest.raises(UserError, match="model.width=2: eres2netv2 splits its channels into groups and needs 3 or"):
+        configs.check(configs.load("vox2", flags))
+    configs.check(configs.load("vox2", [flags[0], "--config.model.width=3"]))
+
+
 def test_lists_of_one_name_are_refused():
     flags = ["--config.eval.trials=('a/o.txt', 'b/o.txt')", "--config.eval.input=x"]
     with pytest.raises(UserError, match="two lists have the same file name"):

@@ -12,12 +12,13 @@ from jaxtyping import Array, Float
 from sdpn_jax.models.campplus import CAMPlus
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.ecapa_wespeaker import WeSpeakerECAPA
+from sdpn_jax.models.eres2net import ERes2NetV2
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.head import ProjectionHead
 from sdpn_jax.models.layers import instance_norm
 from sdpn_jax.models.resnet import ResNet
 
-Encoder: TypeAlias = ECAPA | ResNet | CAMPlus | WeSpeakerECAPA
+Encoder: TypeAlias = ECAPA | ResNet | CAMPlus | WeSpeakerECAPA | ERes2NetV2
 
 MEL_BINS = 80
 FRONT_END, ENCODER = "sdpn", "ecapa"
@@ -33,6 +34,8 @@ ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
     "resnet293": (ResNet, {"blocks": (10, 20, 64, 3), "bottleneck": True}),
     "campplus": (CAMPlus, {}),
     "ecapa_wespeaker": (WeSpeakerECAPA, {}),
+    "eres2netv2": (ERes2NetV2, {"base_width": 26, "scale": 2, "expansion": 2}),
+    "eres2netv2_w24s4ep4": (ERes2NetV2, {"base_width": 24, "scale": 4, "expansion": 4}),
 }
 
 

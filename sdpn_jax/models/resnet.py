@@ -5,13 +5,14 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Lengths
-from sdpn_jax.models.layers import BatchNorm, Conv, wide
+from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
 
 EXPANSION = 4  # of a bottleneck's channels
 VARIANCE_FLOOR = 1e-7
@@ -19,12 +20,13 @@ Stride: TypeAlias = int | tuple[int, int]  # of both axes, or of frequency and o
 
 
 class Conv2D(nn.Module):
-    """Convolution over frequency and time without bias, zeros around it: also behind each sequence's true end."""
+    """Convolution over frequency and time, zeros around it: also behind each sequence's true end."""
 
     features: int
     kernel_size: int = 3
     stride: Stride = 1
     dtype: DTypeLike = jnp.float32
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B F2 T2 {self.features}"]:
@@ -33,13 +35,17 @@ class Conv2D(nn.Module):
         pad = self.kernel_size // 2
         if self.kernel_size > 1 and lengths is not None:
             x = x * frames.mask(x[:, 0], lengths)[:, None]
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             pair(self.stride),
             ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        if not self.bias:
+            return y
+        bias = self.param("bias", fan_in_uniform(int(np.prod(shape[:-1]))), (self.features,))
+        return y + bias.astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -114,9 +120,11 @@ class ResNet(nn.Module):
         return x.astype(wide(self.dtype))
 
 
-def statistics(x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B 2*C*F"]:
-    """Computes mean and deviation over time (of the unbiased variance + 1e-7), channels before frequencies."""
-    return frames.mean_and_deviation(flattened(x), lengths, VARIANCE_FLOOR)
+def statistics(
+    x: Float[Array, "B F T C"], lengths: Lengths = None, floor: float = VARIANCE_FLOOR
+) -> Float[Array, "B 2*C*F"]:
+    """Computes mean and deviation over time (of the unbiased variance + floor), channels before frequencies."""
+    return frames.mean_and_deviation(flattened(x), lengths, floor)
 
 
 def flattened(x: Float[Array, "B F T C"]) -> Float[Array, "B T C*F"]:

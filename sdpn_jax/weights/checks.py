@@ -7,14 +7,16 @@ import numpy as np
 
 from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import ENCODER, ENCODERS
+from sdpn_jax.models.eres2net import BASE, ERes2NetV2
+from sdpn_jax.models.network import ENCODER, ENCODERS, network_of
 
 MOST_SIZE = 65536  # channels, or numbers of an embedding; the paper's most are 3072
 CHANNELS, GROUPS = 5, 8  # of ECAPA-TDNN: widths of SDPN's, and the groups that those of the blocks are split into
 MOST_COUNT = 100  # blocks of a stage, or anything else that is counted
-SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "width", "initial", "growth")
+MOST_GROUPS = 500  # of an ERes2NetV2, whose published ones have 32 and 64: to trace many more takes minutes
 DERIVED = ("width", "initial", "growth")  # where they are 0: as published
-COUNTS = ("bottleneck_factor",)
+SIZES = ("se_bottleneck", "attention", "embedding_size", "hidden_size", "projection_size", "base_width", *DERIVED)
+COUNTS = ("bottleneck_factor", "scale", "expansion")
 SWITCHES = ("remat", "bottleneck", "global_context", "embedding_norm")
 CHOICES = {"encoder": ENCODERS, "front_end": FRONT_ENDS, "dtype": ("float32", "bfloat16", "float16")}
 ROUNDING = 1e-6  # by which a cosine may exceed 1
@@ -50,6 +52,7 @@ def check_sizes(sizes: Any) -> None:
     for name in SWITCHES:
         if type(sizes.get(name, False)) is not bool:
             raise ValueError(f"model.{name} is neither true nor false")
+    _check_groups(sizes)
 
 
 def _check_channels(channels: Any) -> None:
@@ -64,6 +67,16 @@ def _check_blocks(blocks: Any, stages: int) -> None:
         raise ValueError(f"model.blocks is not {stages} whole numbers from 1 to {MOST_COUNT}")
     if max(blocks) > MOST_COUNT:
         raise ValueError(f"model.blocks has more than {MOST_COUNT}")
+
+
+def _check_groups(sizes: Any) -> None:
+    encoder = network_of(sizes).encoder
+    if not isinstance(encoder, ERes2NetV2):
+        return
+    if sum(encoder.blocks) * encoder.scale > MOST_GROUPS:
+        raise ValueError(f"model.blocks and model.scale make more than {MOST_GROUPS} groups")
+    if encoder.width * encoder.base_width < BASE:
+        raise ValueError(f"model.width times model.base_width is less than {BASE}: groups without channels")
 
 
 def is_size(value: Any) -> bool:

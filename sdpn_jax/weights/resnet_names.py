@@ -19,27 +19,33 @@ def is_resnet(state: Mapping) -> bool:
 def released_name(path: tuple[str, ...]) -> str:
     """("params", "encoder", "layer1_0", "shortcut_1", "scale") -> "layer1.0.shortcut.1.weight"."""
     *modules, array = path[2:]
-    names = [name if name == "seg_1" else name.replace("_", ".") for name in modules]
+    names = [name if name == "seg_1" else re.sub(r"_(?=\d)", ".", name) for name in modules]
     return ".".join([*names, ARRAYS.get(array, array)])
 
 
 def sizes_of(state: Mapping) -> dict[str, Any]:
     """Infers the sizes of Network from the arrays' names and shapes."""
-    blocks = [0, 0, 0, 0]
-    for name in state:
-        if block := re.match(r"layer([1234])\.(\d{1,3})\.", name, re.ASCII):
-            stage = int(block[1]) - 1
-            blocks[stage] = max(blocks[stage], int(block[2]) + 1)
     bottleneck = "layer1.0.conv3.weight" in state
     first, last = (np.shape(state[name]) if name in state else () for name in ("conv1.weight", "seg_1.weight"))
     return {
         "encoder": "resnet50" if bottleneck else "resnet34",
         "front_end": "wespeaker",
-        "blocks": tuple(blocks),
+        "blocks": blocks_of(state),
         "bottleneck": bottleneck,
         "width": first[0] if first else 0,
         "embedding_size": last[0] if last else 0,
     }
+
+
+def blocks_of(state: Mapping) -> tuple[int, ...]:
+    """Counts the blocks of each of four stages."""
+    return tuple(counted(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
+
+
+def counted(state: Mapping, prefix: str) -> int:
+    """Returns the highest of the numbers from 0 to 999 that follow a prefix in names, plus 1."""
+    found = (re.match(re.escape(prefix) + r"(\d{1,3})\.", name, re.ASCII) for name in state)
+    return max((int(number[1]) + 1 for number in found if number), default=0)
 
 
 def from_wespeaker(state: Mapping, source: str) -> tuple[dict, dict]:

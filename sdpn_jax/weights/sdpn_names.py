@@ -12,7 +12,14 @@ from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.head import ProjectionHead
-from sdpn_jax.weights import campplus_names, checks, ecapa_wespeaker_names, resnet_names, torch_file
+from sdpn_jax.weights import (
+    campplus_names,
+    checks,
+    ecapa_wespeaker_names,
+    eres2net_names,
+    resnet_names,
+    torch_file,
+)
 from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
 
 MODULES = [  # ours, theirs, in this order
@@ -38,6 +45,12 @@ SDPN_HEAD = {f"head.mlp.{layer}.{name}" for layer in (0, 3, 6) for name in ("wei
     f"head.mlp.{layer}.{name}" for layer in (1, 4) for name in ("weight", "bias", "running_mean", "running_var")
 }
 BARE, SPEECHBRAIN = "blocks.0.conv.conv.weight", "embedding_model"  # a name without prefix; SpeechBrain's file
+OTHERS = (
+    (resnet_names.is_resnet, resnet_names.from_wespeaker),
+    (campplus_names.is_campplus, campplus_names.from_released),
+    (ecapa_wespeaker_names.is_ecapa, ecapa_wespeaker_names.from_wespeaker),
+    (eres2net_names.is_eres2net, eres2net_names.from_3dspeaker),
+)
 PARTS = ("student", "teacher", "prototypes")  # of a checkpoint
 COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside running_mean and uses it for nothing
 
@@ -105,15 +118,10 @@ def read_encoder(path: str | os.PathLike) -> tuple[dict, dict]:
             return _encoder_of(contents[part], f"the {part} of {path}")
         if isinstance(contents.get(BARE), torch_file.Tensor):
             return _bare_encoder(contents, path)
-        if resnet_names.is_resnet(contents):
-            _check_state(contents, str(path))
-            return resnet_names.from_wespeaker(without_prefix(contents), str(path))
-        if campplus_names.is_campplus(contents):
-            _check_state(contents, str(path))
-            return campplus_names.from_released(without_prefix(contents), str(path))
-        if ecapa_wespeaker_names.is_ecapa(contents):
-            _check_state(contents, str(path))
-            return ecapa_wespeaker_names.from_wespeaker(without_prefix(contents), str(path))
+        for has_names, converted in OTHERS:
+            if has_names(contents):
+                _check_state(contents, str(path))
+                return converted(without_prefix(contents), str(path))
         if any(isinstance(name, str) and "backbone." in name for name in contents):
             return _encoder_of(contents, str(path))
         names = first_of([str(name) for name in contents], 5) or "nothing"

@@ -26,6 +26,7 @@ from sdpn_jax.weights import (
     campplus_names,
     convert,
     ecapa_wespeaker_names,
+    eres2net_names,
     export,
     model_folder,
     resnet_names,
@@ -230,9 +231,10 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
 GOLDEN = {"sdpn_2024": "sdpn.pth", "rdino": "rdino.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin",
           "ecapa_speechbrain": "embedding_model.ckpt", "resnet34_wespeaker": "avg_model.pt",
           "resnet_bottleneck_wespeaker": "avg_model.pt", "campplus_3dspeaker": "campplus_cn_common.bin",
-          "ecapa_wespeaker": "avg_model.pt"}  # fmt: skip
+          "ecapa_wespeaker": "avg_model.pt", "eres2netv2_3dspeaker": "pretrained_eres2netv2.ckpt",
+          "eres2netv2_w24s4ep4_3dspeaker": "pretrained_eres2netv2w24s4ep4.ckpt"}  # fmt: skip
 NAMES = {"resnet": resnet_names, "campplus": campplus_names, "ecapa_wespeaker": ecapa_wespeaker_names,
-         "ecapa": sdpn_names}  # fmt: skip
+         "ecapa": sdpn_names, "eres2net": eres2net_names}  # fmt: skip
 QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these networks
 
 
@@ -392,6 +394,53 @@ def test_ecapas_of_wespeaker_that_do_not_fit(tmp_path):
         with pytest.raises(UserError) as told:
             load_network(tmp_path)
         assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+ERES2NET = {"encoder": "eres2netv2", "front_end": "kaldi80", "embedding_size": 6, "blocks": (1, 2, 1, 1)}
+
+
+@pytest.mark.parametrize("sizes, name", [
+    ({"width": 8}, "eres2netv2"), ({"width": 16, "base_width": 31, "scale": 3}, "eres2netv2"),
+    ({"width": 8, "base_width": 24, "scale": 4, "expansion": 4}, "eres2netv2_w24s4ep4"),
+])  # fmt: skip
+def test_names_and_shapes_tell_the_sizes_of_an_eres2net(tmp_path, sizes, name):
+    state, expected = published(ERES2NET | sizes, eres2net_names)
+    state["seg_1.weight"] = state["seg_1.weight"][..., 0]
+    assert eres2net_names.sizes_of(state)["encoder"] == name
+    torch_files.write(tmp_path / "a.ckpt", state)
+    network, variables, _ = load_network(tmp_path / "a.ckpt")
+    assert network == network_of(ERES2NET | sizes)
+    equal(variables, expected)
+
+
+def test_eres2nets_that_do_not_fit(tmp_path):
+    good, _ = published(ERES2NET | {"width": 4, "blocks": (1, 1, 1, 1)}, eres2net_names)
+    path = tmp_path / "a.ckpt"
+    missing = ["conv1.weight", "layer2.0.conv3.weight", "layer4.0.bn1.bias"]
+    for change, message in [
+        *(({name: None}, f"first {name}$") for name in missing),
+        ({"seg_1.weight": None}, "model.embedding_size is no whole number from 1"),
+        ({"layer1.0.convs.1.weight": None}, "67 arrays .* first layer1.0.bns.1.bias$"),
+        ({"seg_2.weight": np.zeros((6, 6), np.float32)}, "1 arrays are missing, unknown or .* first seg_2.weight"),
+        ({"layer3_ds.weight": np.zeros((64, 64, 1, 1), np.float32)}, "1 arrays .* first layer3_ds.weight"),
+        ({"fuse34.local_att.0.weight": np.zeros(3, np.float32)}, "1 arrays .* first fuse34.local_att.0.weight"),
+        ({"bn1.weight": np.full(4, np.nan, np.float32)}, "bn1.weight holds NaN"),
+        ({"conv1.weight": np.zeros((65536, 1, 1, 1), np.float32)}, "model.expansion is no whole number from 1 to 100"),
+        ({f"layer{i}.{name}": np.zeros(1, np.float32) for i, name in ((1, "0.convs.9."), (4, "60."))},
+         "model.blocks and model.scale make more than 500 groups"),
+        ({"conv1.weight": np.zeros((1, 1, 3, 3), np.float32), "layer4.0.convs.0.weight": np.zeros((6, 6, 3, 3))},
+         "is less than 64: groups without channels"),
+        ({"layer1.0.convs.999.weight": np.zeros(1, np.float32)}, "model.scale is no whole number from 1 to 100"),
+        ({f"layer4.{'9' * 5000}.bn1.weight": np.zeros(1, np.float32)}, "1 arrays .* first layer4.9999"),
+        ({"layer4.0.convs.0.weight": np.zeros((0, 3, 3, 3), np.float32)}, "model.base_width is no whole number from 1"),
+    ]:  # fmt: skip
+        torch_files.write(path, {name: array for name, array in (good | change).items() if array is not None})
+        with pytest.raises(UserError, match=message) as told:
+            load_network(path)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(UserError, match="a.ckpt"):
+        load_network(path)
 
 
 def test_another_toolkit_s_encoder_is_heard_by_every_command(golden, tmp_path):
