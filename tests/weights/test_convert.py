@@ -355,7 +355,7 @@ OF_WESPEAKER = {"encoder": "ecapa_wespeaker", "front_end": "wespeaker", "width":
 
 @pytest.mark.parametrize("global_context, embedding_norm", [(True, False), (False, True)])
 def test_ecapas_of_wespeaker(tmp_path, global_context, embedding_norm):
-    """From their folder, with the classifier and without; what they are is seen in the arrays, not in config.yaml."""
+    """From their folder, the classifier left out; what they are is seen in the arrays, not in config.yaml."""
     sizes = OF_WESPEAKER | {"global_context": global_context, "embedding_norm": embedding_norm}
     state, expected = published(sizes, ecapa_wespeaker_names)
     linear = [name for name in state if "linear" in name and "pool" not in name and "weight" in name]

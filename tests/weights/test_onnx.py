@@ -30,7 +30,8 @@ NETWORKS = {
 SECONDS = 0.1, 0.37, 1.0, 1.603, 2.5
 GOLDEN = {"sdpn_2024": "sdpn.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin", "ecapa_speechbrain": "embedding_model.ckpt",
           "resnet34_wespeaker": "avg_model.pt", "resnet_bottleneck_wespeaker": "avg_model.pt",
-          "eres2netv2_w24s4ep4_3dspeaker": "pretrained_eres2netv2w24s4ep4.ckpt"}  # fmt: skip
+          "eres2netv2_w24s4ep4_3dspeaker": "pretrained_eres2netv2w24s4ep4.ckpt",
+          "ecapa_wespeaker": "avg_model.pt"}  # fmt: skip
 
 
 @functools.cache
