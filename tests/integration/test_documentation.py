@@ -22,7 +22,7 @@ from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = "README data training evaluation embeddings scaling performance ablation security".split()
+DOCUMENTS = "README data training evaluation embeddings models scaling performance ablation security".split()
 SIZES = dict(
     channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
 )
@@ -48,7 +48,7 @@ MORE = {
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0",
 }
-EXTRAS = {"launch-check": "libtpu", "--torch": "torch"}  # what some commands need beside the package
+EXTRAS = {"launch-check": "libtpu", ".onnx": "onnx", "--torch": "torch"}  # what some commands need beside the package
 DEMO = (
     " --config.demo.train_speakers=3 --config.demo.train_utterances=3 --config.demo.test_speakers=2 "
     "--config.demo.test_utterances=2"

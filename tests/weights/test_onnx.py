@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import sdpn
 from jax import export
 
 from sdpn_jax.data import front_ends
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of
-from sdpn_jax.weights import onnx_file
+from sdpn_jax.models.network import initial_variables, network_of, sizes_of
+from sdpn_jax.weights import model_folder, onnx_file
 from sdpn_jax.weights.load import load_network
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'sdpn_jax[onnx]'")
@@ -242,3 +243,20 @@ def test_features_that_nobody_computes_and_a_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install 'sdpn_jax\[onnx\]'"):
         onnx_file.serialise(network, variables)
+
+
+def test_the_command(tmp_path):
+    network, variables = network_and_variables("ecapa of samples")
+    model, file = tmp_path / "model", tmp_path / "out" / "a.onnx"
+    model_folder.write_model(model, sizes_of(network), variables, {}, None, "unknown")
+    done = sdpn("export", f"--model={model}", f"--output={file}", "--weights=float16")
+    assert done.returncode == 0 and f"wrote {file}" in done.stdout and "float16" in done.stdout
+    assert session_of(file.read_bytes()).get_inputs()[0].name == "samples"
+    for arguments, told in (
+        ([f"--output={file}", "--takes=features"], "no other program computes the features of sdpn"),
+        ([f"--output={tmp_path / 'b'}", "--weights=int8"], "--format is folder: leave them out"),
+        ([f"--output={file}", "--format=stablehlo", "--takes=features"], "--format is stablehlo: leave them out"),
+        ([f"--output={file}", f"--results={file}"], "--results goes into a model folder"),
+    ):
+        done = sdpn("export", f"--model={model}", *arguments)
+        assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
