@@ -12,7 +12,7 @@ from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, scoring
 from sdpn_jax.eval.matching import match_ids
-from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.vectors import unit
 
 AGGLOMERATIVE_LIMIT = 20_000  # utterances, whose distances take 3.2 GB
@@ -92,7 +92,7 @@ def read_speakers(path: str | os.PathLike, ids: list[str]) -> np.ndarray:
     for number, line in enumerate(read_text(path, "list of speakers").split("\n"), 1):
         fields = line.split()
         if fields and len(fields) != 2:
-            raise UserError(f"{path}, line {number}: wanted is 'utterance speaker', not {shown(line.strip())}")
+            raise UserError(f"{path}, line {number}: wanted is 'utterance speaker', not {quoted(line.strip())}")
         if fields:
             speaker_of[fields[0]] = fields[1]
     names = list(speaker_of)
@@ -100,7 +100,7 @@ def read_speakers(path: str | os.PathLike, ids: list[str]) -> np.ndarray:
     if faults:
         name = next(iter(faults))
         raise UserError(
-            f"{path}: the speaker of {len(faults):,} of {len(ids):,} utterances is unclear, first: {shown(name)}"
+            f"{path}: the speaker of {len(faults):,} of {len(ids):,} utterances is unclear, first: {quoted(name)}"
         )
     return np.asarray([speaker_of[names[rows[name]]] for name in ids])
 

@@ -11,7 +11,7 @@ from absl import logging
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.eval import plots, report
-from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.eval.trials import Trials, numbered_sides, read_trials, suspicions
 
 FILES = ("comparison.json", "comparison.md", "comparison.html", "det.png")
@@ -31,10 +31,10 @@ def read_scores(path: str | os.PathLike, trials: Trials) -> np.ndarray:
         pair, _, value = line.rstrip().rpartition(mark)
         scores[i] = _number(value)
         if not math.isfinite(scores[i]):
-            raise UserError(f"{path}, line {i + 1}: {shown(value)} is not a score, a finite number")
+            raise UserError(f"{path}, line {i + 1}: {quoted(value)} is not a score, a finite number")
         wanted = f"{enrol}{mark}{test}"
         if pair != wanted:
-            raise UserError(f"{path}, line {i + 1}: {shown(pair)} is not the list's trial {shown(wanted)}")
+            raise UserError(f"{path}, line {i + 1}: {quoted(pair)} is not the list's trial {quoted(wanted)}")
     return scores
 
 

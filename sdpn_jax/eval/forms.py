@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sdpn_jax.eval.text import shown
+from sdpn_jax.eval.text import quoted
 
 AUDIO_EXTENSIONS = frozenset(
     ("wav", "flac", "mp3", "m4a", "mp4", "aac", "ogg", "opus", "webm", "wma", "aif", "aiff", "sph", "spx")
@@ -62,7 +62,7 @@ class Fields:
         fields = split(line, self.separator)
         if len(fields) != self.width:
             hint = " (paths with spaces need commas: 1,enrol,test)" if not self.separator and len(fields) > 3 else ""
-            raise ValueError(f"{_counted(fields)} in {shown(line.strip())}; wanted is {self.example()}{hint}")
+            raise ValueError(f"{_counted(fields)} in {quoted(line.strip())}; wanted is {self.example()}{hint}")
         enrol, test = fields[self.enrol], fields[self.test]
         if not enrol or not test:
             empty = self.test if enrol else self.enrol
@@ -74,7 +74,7 @@ class Fields:
         if label is None:
             label = LABELS.get(text.lower())
         if label is None:
-            raise ValueError(f"field {self.label + 1}, {shown(text)}, is no label: wanted is {WANTED_LABELS}")
+            raise ValueError(f"field {self.label + 1}, {quoted(text)}, is no label: wanted is {WANTED_LABELS}")
         return label, enrol, test
 
     def example(self) -> str:
@@ -98,19 +98,19 @@ class Objects:
         """(label, enrol, test) of one line; ValueError says which part of it is wrong."""
         found = json_object(line)
         if found is None:
-            raise ValueError(f"{shown(line.strip())} is no JSON object, as this list's first line is")
+            raise ValueError(f"{quoted(line.strip())} is no JSON object, as this list's first line is")
         for key in (self.label, self.enrol, self.test):
             if key is not None and key not in found:
-                raise ValueError(f"the object has no {shown(key)}")
+                raise ValueError(f"the object has no {quoted(key)}")
         for key in (self.enrol, self.test):
             if not isinstance(found[key], str) or not found[key].strip():
-                raise ValueError(f"{shown(key)} must be a string, not {_short(found[key])}")
+                raise ValueError(f"{quoted(key)} must be a string, not {_short(found[key])}")
         if self.label is None:
             return None, found[self.enrol], found[self.test]
         value = found[self.label]
         label = LABELS.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
         if label is None:
-            wrong = f"{shown(self.label)}, {_short(value)}, is no label"
+            wrong = f"{quoted(self.label)}, {_short(value)}, is no label"
             raise ValueError(f"{wrong}: wanted is {WANTED_LABELS}")
         return label, found[self.enrol], found[self.test]
 
@@ -128,7 +128,7 @@ def split(line: str, separator: str | None) -> list[str]:
         rows = csv.reader([line.strip("\r\n ")], delimiter=separator, skipinitialspace=True, strict=True)
         return [field.strip() for field in next(rows)]
     except csv.Error as error:
-        raise ValueError(f"{shown(line.strip())} is no row of a table ({error})") from None
+        raise ValueError(f"{quoted(line.strip())} is no row of a table ({error})") from None
 
 
 def json_object(line: str) -> dict[str, Any] | None:
@@ -149,7 +149,7 @@ def columns_of(words: Sequence[str], headings: Mapping[str, frozenset[str]] = HE
     found = {role: [i for i, word in enumerate(plain) if word in known] for role, known in headings.items()}
     if {"enrol", "test"} <= {role for role, places in found.items() if places} and len(found.get("label", ())) > 1:
         one, other = found["label"][:2]
-        raise ValueError(f"both {shown(words[one])} and {shown(words[other])} may be the label: rename one of them")
+        raise ValueError(f"both {quoted(words[one])} and {quoted(words[other])} may be the label: rename one of them")
     return {role: places[0] for role, places in found.items() if places}
 
 
@@ -164,7 +164,7 @@ def recognise(lines: Sequence[str]) -> tuple[Form, bool]:
         keys = list(found)
         roles = {role: keys[i] for role, i in columns_of(keys).items()}
         if not {"enrol", "test"} <= set(roles):
-            raise ValueError(f"the object's keys {shown(', '.join(keys))} do not name both sides: enrol and test")
+            raise ValueError(f"the object's keys {quoted(', '.join(keys))} do not name both sides: enrol and test")
         return Objects(roles.get("label"), roles["enrol"], roles["test"]), False
     rows = {separator: _fields_of(first, separator) for separator in SEPARATORS}
     for separator, fields in rows.items():
@@ -239,19 +239,19 @@ def _fits(form: Form, line: str) -> bool:
 def _why_no_form(line: str, rows: Mapping[str | None, list[str]]) -> str:
     """Says what is wrong with a list's first line."""
     if '"' in line and all(not rows[separator] for separator in ("\t", ",", ";")):
-        return f"{shown(line.strip())} has broken quotes"
+        return f"{quoted(line.strip())} has broken quotes"
     fields = next((rows[separator] for separator in SEPARATORS if len(rows[separator]) == 3), None)
     heading = "; of a table the first line must name the columns: enrol, test, label"
     if fields:
-        parts = f"neither field 1, {shown(fields[0])}, nor field 3, {shown(fields[2])}, is a label"
+        parts = f"neither field 1, {quoted(fields[0])}, nor field 3, {quoted(fields[2])}, is a label"
         return f"not a trial: {parts}: wanted is {WANTED_LABELS}{heading}"
     fields = max(rows.values(), key=len)
     hint = " (paths with spaces need commas: 1,enrol,test)" if len(rows[None]) > 3 else ""
-    return f"not a trial: {_counted(fields)} in {shown(line.strip())}; wanted is '1 enrol test'{hint}{heading}"
+    return f"not a trial: {_counted(fields)} in {quoted(line.strip())}; wanted is '1 enrol test'{hint}{heading}"
 
 
 def _short(value: object) -> str:
-    return type(value).__name__ if isinstance(value, (dict, list)) else shown(value)
+    return type(value).__name__ if isinstance(value, (dict, list)) else quoted(value)
 
 
 def _counted(fields: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sdpn_jax.eval.forms import is_audio
-from sdpn_jax.eval.text import shown
+from sdpn_jax.eval.text import quoted
 
 
 def match_ids(ids: Sequence[str], *columns: Iterable[str]) -> tuple[dict[str, int], dict[str, list[int]]]:
@@ -32,9 +32,9 @@ def why_unclear(name: str, ids: Sequence[str], faults: Mapping[str, list[int]]) 
     """Says what else a name of `faults` fits, or which other name fits the same id."""
     rows = faults[name]
     if len(rows) > 1:
-        return f"{shown(name)} fits {shown(ids[rows[0]])} and {shown(ids[rows[1]])}"
+        return f"{quoted(name)} fits {quoted(ids[rows[0]])} and {quoted(ids[rows[1]])}"
     other = next(other for other, found in faults.items() if found == rows and other != name)
-    return f"{shown(name)} and {shown(other)} both fit {shown(ids[rows[0]])}"
+    return f"{quoted(name)} and {quoted(other)} both fit {quoted(ids[rows[0]])}"
 
 
 def _fitting(ids: Sequence[str], wanted: list[str]) -> tuple[dict[str, int], dict[str, list[int]]]:

@@ -9,7 +9,7 @@ import numpy as np
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval.forms import HEADINGS, NOUNS, columns_of, split
 from sdpn_jax.eval.matching import match_ids, why_unclear
-from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.eval.trials import Trials
 from sdpn_jax.vectors import unit
 
@@ -34,8 +34,8 @@ def read_models(path: str | os.PathLike, trials: Trials) -> dict[str, list[str]]
             models[model] += utterances
     if not models:
         raise UserError(
-            f"{path}: none of its {len({row[0] for row in rows}):,} models, such as {shown(rows[0][0])}, is named in "
-            f"{trials.source}, whose trials have {shown(trials.enrol[0])} and {shown(trials.test[0])}; {WANTED}"
+            f"{path}: none of its {len({row[0] for row in rows}):,} models, such as {quoted(rows[0][0])}, is named in "
+            f"{trials.source}, whose trials have {quoted(trials.enrol[0])} and {quoted(trials.test[0])}; {WANTED}"
         )
     return dict(models)
 
@@ -66,7 +66,7 @@ def add_models(
     first = next((name for names in models.values() for name in names if name in missing), None)
     if missing and not skip_missing:
         raise UserError(
-            f"{len(missing):,} utterances of the models cannot be found among the embeddings; first: {shown(first)} "
+            f"{len(missing):,} utterances of the models cannot be found among the embeddings; first: {quoted(first)} "
             "has no embedding; embed them, or leave them out by --skip_missing"
         )
     means = {}
@@ -79,7 +79,7 @@ def add_models(
     if missing:
         warnings.append(
             f"{len(missing):,} of {len(wanted):,} enrolment utterances have no embedding and are left out, first: "
-            f"{shown(first)}; {len(models) - len(means):,} of {len(models):,} models have no other"
+            f"{quoted(first)}; {len(models) - len(means):,} of {len(models):,} models have no other"
         )
     return embeddings, [*ids, *means], warnings
 
@@ -105,7 +105,7 @@ def _rows(path: str | os.PathLike) -> list[list[str]]:
             fields = split(line, separator)
             row = [fields[i] for i in columns if i < len(fields)] if columns else fields
             if len(row) < 2 or not all(row):
-                raise ValueError(f"a model without an utterance: {shown(line.strip())}; {WANTED}")
+                raise ValueError(f"a model without an utterance: {quoted(line.strip())}; {WANTED}")
             rows.append(row)
     except ValueError as error:
         raise UserError(f"{path}, line {number}: {error}") from None

@@ -12,7 +12,7 @@ from sdpn_jax import storage
 from sdpn_jax.arrays import read_npy, read_npz
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import metrics
-from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.eval.trials import Trials, trial_rows
 
 WHAT = "a NumPy file of embeddings"
@@ -47,7 +47,7 @@ def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"]
         raise UserError(f"{path}: {len(embeddings):,} embeddings but {len(ids):,} ids; export them again")
     if len(set(ids)) != len(ids):
         name, count = Counter(ids).most_common(1)[0]
-        raise UserError(f"{path}: the id {shown(name)} occurs {count} times; every embedding needs its own")
+        raise UserError(f"{path}: the id {quoted(name)} occurs {count} times; every embedding needs its own")
     return embeddings.astype(np.float32, copy=False), ids
 
 
@@ -106,13 +106,13 @@ def score_rows(
     infinite = used[~np.isfinite(embeddings[used]).all(axis=1)]
     if len(infinite):
         raise UserError(
-            f"{len(infinite):,} of {len(used):,} embeddings hold NaN or infinity, first: {shown(ids[infinite[0]])}; "
+            f"{len(infinite):,} of {len(used):,} embeddings hold NaN or infinity, first: {quoted(ids[infinite[0]])}; "
             "export them from a checkpoint whose loss was finite"
         )
     zero = used[~embeddings[used].any(axis=1)]
     if len(zero):
         message = "%d of %d embeddings are all zeros, first: %s; their trials score 0"
-        logging.warning(message, len(zero), len(used), shown(ids[zero[0]]))
+        logging.warning(message, len(zero), len(used), quoted(ids[zero[0]]))
     return cosine_scores(embeddings, enrol_rows, test_rows)
 
 
@@ -147,7 +147,7 @@ def _seconds(path: storage.Place) -> np.ndarray | None:
 
 def _member(found: Mapping[str, np.ndarray], path: storage.Place, key: str) -> np.ndarray:
     if key not in found:
-        names = ", ".join(shown(name) for name in found) or "nothing"
+        names = ", ".join(quoted(name) for name in found) or "nothing"
         raise UserError(f"{path}: no array {key!r} (it holds {names}); wanted are 'embeddings' and 'ids' in one .npz")
     return found[key]
 

@@ -25,7 +25,7 @@ def read_text(path: str | os.PathLike, what: str, errors: str = "strict") -> str
     return text
 
 
-def shown(text: object) -> str:
+def quoted(text: object) -> str:
     """Quotes a text for a message: ASCII of at most LONGEST characters, everything else escaped."""
     quoted = ascii(str(text)[: LONGEST + 1])
     return quoted if len(quoted) <= LONGEST else f"{quoted[: LONGEST - 4]}...{quoted[0]}"

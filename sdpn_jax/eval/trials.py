@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval.forms import recognise
 from sdpn_jax.eval.matching import match_ids, why_unclear
-from sdpn_jax.eval.text import read_text, shown
+from sdpn_jax.eval.text import quoted, read_text
 
 UNWRITABLE = ("\n", "\r", "\t")  # which a line of scores could not hold
 
@@ -93,11 +93,11 @@ def read_trials(path: str | os.PathLike) -> Trials:
 def checked_id(name: str) -> str:
     """Returns an id; ValueError if a line of scores could not hold it."""
     if any(mark in name for mark in UNWRITABLE):
-        raise ValueError(f"the id {shown(name)} holds a line break or a tab")
+        raise ValueError(f"the id {quoted(name)} holds a line break or a tab")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the id {shown(name)} is no text in Unicode") from None
+        raise ValueError(f"the id {quoted(name)} is no text in Unicode") from None
     return name
 
 
@@ -121,7 +121,7 @@ def trial_rows(ids: Sequence[str], trials: Trials) -> tuple[np.ndarray, np.ndarr
     if missing:
         raise UserError(
             f"{trials.source}: {_blame(trials, missing, 'utterances without an embedding')}; the embeddings' ids look "
-            f"like {shown(ids[0])}; embed the missing ones with `sdpn embed`, or leave such trials out by "
+            f"like {quoted(ids[0])}; embed the missing ones with `sdpn embed`, or leave such trials out by "
             "`sdpn score --skip_missing`"
         )
     if faults:
@@ -196,6 +196,6 @@ def _blame(trials: Trials, names: Iterable[str], what: str) -> str:
     guilty = np.fromiter((name in names for name in uses), bool, len(uses)).reshape(-1, 2)
     first = dict.fromkeys(name for name in uses if name in names)
     places = ((name, uses.index(name) // 2) for name in list(first)[:3])
-    where = ", ".join(f"line {trials.lines[place]} {shown(name)}" for name, place in places)
+    where = ", ".join(f"line {trials.lines[place]} {quoted(name)}" for name, place in places)
     count = f"{guilty.any(1).sum():,} of {len(trials):,} trials"
     return f"{count} name {what} ({len(first):,} utterances), first: {where}"

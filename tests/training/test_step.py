@@ -227,11 +227,15 @@ def test_interval_means_count_prototypes_over_batches():
     assert interval_means(rows) == pytest.approx({"loss": 2.0, "prototypes_in_interval": 2.0})
 
 
+OTHERS = [{}, {"encoder": "resnet18", "width": 4, "blocks": (1, 1, 1, 1)}]
+
+
 @pytest.mark.slow
-def test_microbatches_change_batch_norm_alone():
+@pytest.mark.parametrize("sizes", OTHERS)
+def test_microbatches_change_batch_norm_alone(sizes):
     """Against a plain loop over the microbatches: outputs, statistics and gradients."""
     with jax.enable_x64():
-        network = network_of({**SIZES, "dtype": "float64"})
+        network = network_of({**SIZES, **sizes, "dtype": "float64"})
         variables = network.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
         views = jax.random.normal(jax.random.key(1), (4, 1, 20, 80))
@@ -255,10 +259,11 @@ def test_microbatches_change_batch_norm_alone():
 
 
 @pytest.mark.slow
-def test_rematerialisation_changes_nothing():
+@pytest.mark.parametrize("sizes", OTHERS)
+def test_rematerialisation_changes_nothing(sizes):
     with jax.enable_x64():
         views = jax.random.normal(jax.random.key(1), (4, 1, 20, 80))
-        plain, again = (network_of({**SIZES, "dtype": "float64", "remat": remat}) for remat in (False, True))
+        plain, again = (network_of({**SIZES, **sizes, "dtype": "float64", "remat": remat}) for remat in (False, True))
         variables = plain.init(jax.random.key(0), jnp.zeros((2, 20, 80)), True)
 
         def gradient(network):
