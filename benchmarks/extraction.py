@@ -44,7 +44,7 @@ def torch_one_by_one(network, variables):
 
     def embed(log_mels):
         with torch.inference_mode():
-            rows = [model.backbone(torch.from_numpy(x[None]).to(device)) for x in log_mels]
+            rows = [model.embed(torch.from_numpy(x[None]).to(device)) for x in log_mels]
         return torch.cat(rows).cpu().numpy()
 
     return embed

@@ -100,7 +100,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class ECAPA(nn.Module):
-    """Log-mel [B, T, F] -> embedding [B, D]."""
+    """Features [B, T, F] -> embedding [B, D]."""
 
     def __init__(self, sizes):
         super().__init__()
@@ -113,8 +113,8 @@ class ECAPA(nn.Module):
         self.asp = AttentiveStatisticsPooling(widths[-1], sizes.attention)
         self.asp_bn, self.fc = Norm(2 * widths[-1]), Conv(2 * widths[-1], sizes.embedding_size)
 
-    def forward(self, log_mel):
-        x = F.instance_norm(log_mel.transpose(1, 2))
+    def forward(self, features):
+        x = features.transpose(1, 2)
         outputs = []
         for block in self.blocks:
             x = block(x)
@@ -145,8 +145,12 @@ class Network(nn.Module):
         self.backbone, self.head = ECAPA(sizes), Head(sizes)
 
     def forward(self, log_mel):
-        embedding = self.backbone(log_mel)
+        embedding = self.embed(log_mel)
         return embedding, self.head(embedding)
+
+    def embed(self, log_mel):
+        """Log-mel [B, T, F] -> embedding [B, D]."""
+        return self.backbone(F.instance_norm(log_mel.transpose(1, 2)).transpose(1, 2))
 
 
 def network_with(sizes, variables: dict) -> Network:
