@@ -81,6 +81,7 @@ def test_padding_does_not_change_the_embedding():
             np.testing.assert_allclose(together[row], alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
     rng = np.random.default_rng(0)
     variables, x = drawn(SMALL, rng), rng.normal(size=(3, 40, 80)).astype(np.float32)

@@ -80,6 +80,7 @@ def test_channels_that_never_vary_have_a_finite_gradient(global_context):
     np.testing.assert_allclose(gradients[1].sum(1), 2 * 0.5, rtol=1e-5)  # of the squared mean alone
 
 
+@pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
     network = SMALL.clone(embedding_norm=True)
     variables, x = variables_of(network), np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)

@@ -70,6 +70,7 @@ def test_padding_does_not_change_the_embedding():
         np.testing.assert_allclose(together[row], alone, rtol=2e-4, atol=2e-4 * np.abs(alone).max())
 
 
+@pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
     """All of the first maps exceed 20 here, where only those of the blocks are clipped: the gradient comes through."""
     rng = np.random.default_rng(0)

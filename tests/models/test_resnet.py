@@ -37,6 +37,7 @@ def test_padding_does_not_change_the_embedding(bottleneck):
         np.testing.assert_allclose(together[row], alone, rtol=2e-4, atol=2e-4 * np.abs(alone).max())
 
 
+@pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
     variables, x = variables_of(SMALL), np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
     with pytest.raises(ValueError, match="batch norm would count the padding"):
