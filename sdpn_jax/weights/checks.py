@@ -42,9 +42,9 @@ def check_sizes(sizes: Any) -> None:
     stages = getattr(ENCODERS[sizes.get("encoder", ENCODER)][0], "blocks", ())
     if stages and "blocks" in sizes:
         _check_blocks(sizes["blocks"], len(stages))
-    for names, least, most in ((SIZES, 1, MOST_SIZE), (COUNTS, 1, MOST_COUNT)):
+    for names, most in ((SIZES, MOST_SIZE), (COUNTS, MOST_COUNT)):
         for name in names:
-            lowest = 0 if name in DERIVED else least
+            lowest = 0 if name in DERIVED else 1
             if name in sizes and not (type(sizes[name]) is int and lowest <= sizes[name] <= most):
                 raise ValueError(f"model.{name} is no whole number from {lowest} to {most}")
     if sizes.get("encoder") == "ecapa_wespeaker" and sizes.get("width", 0) % GROUPS:

@@ -1,13 +1,12 @@
 """Names of WeSpeaker's ECAPA-TDNN, and of this project's."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sdpn_jax.models.ecapa_wespeaker import FRAME_CHANNELS, WeSpeakerECAPA
-from sdpn_jax.weights.renaming import ARRAYS, encoder_of
+from sdpn_jax.weights.renaming import encoder_of, outputs, renamed, without_classifier
 
 MODULES = [  # ours, theirs, in this order
     (r"norm\.$", "bn."),
@@ -26,7 +25,6 @@ MODULES = [  # ours, theirs, in this order
     (r"^embedding_bn\.", "bn2."),
 ]
 FIRST, BLOCK, ATTENTION = "layer1.conv.weight", "layer2.se_res2block", "pool.linear1.weight"
-CLASSIFIER = "projection."  # of the speakers that it was trained on
 
 
 def is_ecapa(state: Mapping) -> bool:
@@ -36,37 +34,27 @@ def is_ecapa(state: Mapping) -> bool:
 
 def released_name(path: tuple[str, ...]) -> str:
     """("params", "encoder", "block_1", "tdnn1", "norm", "scale") -> "layer2.se_res2block.0.bn.weight"."""
-    *modules, array = path[2:]
-    name = ".".join(modules) + "."
-    for ours, theirs in MODULES:
-        name = re.sub(ours, theirs, name)
-    return name + ARRAYS.get(array, array)
+    return renamed(path[2:], MODULES)
 
 
 def sizes_of(state: Mapping) -> dict[str, Any]:
     """Infers the sizes of a network from the arrays' names and shapes; those that they do not show are published."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        return np.shape(state[name]) if name in state else ()
-
-    def outputs(name: str, default: int) -> int:
-        return next(iter(shape(name)), 0) or default
-
+    attention = np.shape(state[ATTENTION]) if ATTENTION in state else ()
     return {
         "encoder": "ecapa_wespeaker",
         "front_end": "wespeaker",
-        "width": outputs(FIRST, WeSpeakerECAPA.width),
-        "se_bottleneck": outputs(f"{BLOCK}.3.linear1.weight", WeSpeakerECAPA.se_bottleneck),
-        "attention": outputs(ATTENTION, WeSpeakerECAPA.attention),
-        "global_context": shape(ATTENTION)[1:2] != (FRAME_CHANNELS,),
-        "embedding_size": outputs("linear.weight", WeSpeakerECAPA.embedding_size),
+        "width": outputs(state, FIRST, WeSpeakerECAPA.width),
+        "se_bottleneck": outputs(state, f"{BLOCK}.3.linear1.weight", WeSpeakerECAPA.se_bottleneck),
+        "attention": outputs(state, ATTENTION, WeSpeakerECAPA.attention),
+        "global_context": attention[1:2] != (FRAME_CHANNELS,),
+        "embedding_size": outputs(state, "linear.weight", WeSpeakerECAPA.embedding_size),
         "embedding_norm": "bn2.weight" in state,
     }
 
 
 def from_wespeaker(state: Mapping, source: str) -> tuple[dict, dict]:
     """Converts {name: array} to (sizes of a network, variables of its encoder); UserError where they do not fit."""
-    state = {name: array for name, array in state.items() if not name.startswith(CLASSIFIER)}
+    state = without_classifier(state)
     sizes = sizes_of(state)
     what = "an ECAPA-TDNN of WeSpeaker with attentive statistics pooling"
     return sizes, encoder_of(state, sizes, released_name, source, what)

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from sdpn_jax.models.eres2net import BASE
 from sdpn_jax.models.network import ENCODERS
-from sdpn_jax.weights.renaming import encoder_of
-from sdpn_jax.weights.resnet_names import blocks_of, counted, released_name
+from sdpn_jax.weights.renaming import counted, encoder_of, outputs
+from sdpn_jax.weights.resnet_names import blocks_of, released_name
 
 NAMES = "eres2netv2", "eres2netv2_w24s4ep4"  # of ENCODERS
 
@@ -20,16 +18,11 @@ def is_eres2net(state: Mapping) -> bool:
 
 def sizes_of(state: Mapping) -> dict[str, Any]:
     """Infers the sizes of a network from the arrays' names and shapes."""
-
-    def outputs(name: str) -> int:
-        shape = np.shape(state[name]) if name in state else ()
-        return shape[0] if shape else 0
-
-    width = outputs("conv1.weight")
+    width = outputs(state, "conv1.weight")
     of_blocks = {
-        "base_width": _base_width(outputs("layer4.0.convs.0.weight"), 8 * width),
+        "base_width": _base_width(outputs(state, "layer4.0.convs.0.weight"), 8 * width),
         "scale": counted(state, "layer1.0.convs."),
-        "expansion": outputs("layer1.0.conv3.weight") // max(width, 1),
+        "expansion": outputs(state, "layer1.0.conv3.weight") // max(width, 1),
     }
     return {
         "encoder": next((name for name in NAMES if ENCODERS[name][1] == of_blocks), NAMES[0]),
@@ -37,7 +30,7 @@ def sizes_of(state: Mapping) -> dict[str, Any]:
         "blocks": blocks_of(state),
         "width": width,
         **of_blocks,
-        "embedding_size": outputs("seg_1.weight"),
+        "embedding_size": outputs(state, "seg_1.weight"),
     }
 
 

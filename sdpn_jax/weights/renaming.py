@@ -1,6 +1,7 @@
 """Weights under the names and in the layout of another implementation, put in their places in a network."""
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -12,7 +13,35 @@ from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import checks
 
 ARRAYS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}  # ours, PyTorch's
+CLASSIFIER = "projection."  # begins the names of the layer over the speakers that a toolkit trained on
 Path: TypeAlias = tuple[str, ...]  # of an array in a network's variables: ("params", "encoder", ..., "kernel")
+
+
+def renamed(path: Sequence[str], modules: Sequence[tuple[str, str]]) -> str:
+    """Joins a path, such as ("tdnn", "norm", "scale"), by dots, its modules by patterns (ours, theirs), in this order.
+
+    Patterns see the modules with a dot behind each, and not the array.
+    """
+    name = "".join(f"{module}." for module in path[:-1])
+    for ours, theirs in modules:
+        name = re.sub(ours, theirs, name)
+    return name + ARRAYS.get(path[-1], path[-1])
+
+
+def outputs(state: Mapping, name: str, default: int = 0) -> int:
+    """Returns the first size of an array, which in PyTorch's layers is that of the outputs; `default` without one."""
+    return next(iter(np.shape(state[name])), 0) or default if name in state else default
+
+
+def counted(state: Mapping, prefix: str) -> int:
+    """Returns the highest of the numbers from 0 to 999 that follow a prefix in names, plus 1."""
+    found = (re.match(re.escape(prefix) + r"(\d{1,3})\.", name, re.ASCII) for name in state)
+    return max((int(number[1]) + 1 for number in found if number), default=0)
+
+
+def without_classifier(state: Mapping) -> dict:
+    """Leaves out the classifier of the speakers that an encoder was trained on."""
+    return {name: array for name, array in state.items() if not name.startswith(CLASSIFIER)}
 
 
 def places_of(

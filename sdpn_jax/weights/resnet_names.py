@@ -4,11 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from sdpn_jax.weights.renaming import ARRAYS, encoder_of
-
-IGNORED = ("projection.",)  # the classifier of the speakers that it was trained on
+from sdpn_jax.weights.renaming import ARRAYS, counted, encoder_of, outputs, without_classifier
 
 
 def is_resnet(state: Mapping) -> bool:
@@ -26,14 +22,13 @@ def released_name(path: tuple[str, ...]) -> str:
 def sizes_of(state: Mapping) -> dict[str, Any]:
     """Infers the sizes of Network from the arrays' names and shapes."""
     bottleneck = "layer1.0.conv3.weight" in state
-    first, last = (np.shape(state[name]) if name in state else () for name in ("conv1.weight", "seg_1.weight"))
     return {
         "encoder": "resnet50" if bottleneck else "resnet34",
         "front_end": "wespeaker",
         "blocks": blocks_of(state),
         "bottleneck": bottleneck,
-        "width": first[0] if first else 0,
-        "embedding_size": last[0] if last else 0,
+        "width": outputs(state, "conv1.weight"),
+        "embedding_size": outputs(state, "seg_1.weight"),
     }
 
 
@@ -42,15 +37,9 @@ def blocks_of(state: Mapping) -> tuple[int, ...]:
     return tuple(counted(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
 
 
-def counted(state: Mapping, prefix: str) -> int:
-    """Returns the highest of the numbers from 0 to 999 that follow a prefix in names, plus 1."""
-    found = (re.match(re.escape(prefix) + r"(\d{1,3})\.", name, re.ASCII) for name in state)
-    return max((int(number[1]) + 1 for number in found if number), default=0)
-
-
 def from_wespeaker(state: Mapping, source: str) -> tuple[dict, dict]:
     """Converts {name: array} to (sizes of Network, variables of its encoder); UserError where they do not fit."""
-    state = {name: array for name, array in state.items() if not name.startswith(IGNORED)}
+    state = without_classifier(state)
     sizes = sizes_of(state)
     what = "a ResNet of WeSpeaker with one embedding layer and statistics pooling"
     return sizes, encoder_of(state, sizes, released_name, source, what)

@@ -1,7 +1,6 @@
 """Names and layout of the released PyTorch implementation's weights, and of this project's: one into the other."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -20,7 +19,7 @@ from sdpn_jax.weights import (
     resnet_names,
     torch_file,
 )
-from sdpn_jax.weights.renaming import ARRAYS, places_of, variables_of
+from sdpn_jax.weights.renaming import outputs, places_of, renamed, variables_of
 
 MODULES = [  # ours, theirs, in this order
     (r"(?<=\.)(conv|norm)\.$", r"\1.\1."),
@@ -57,11 +56,7 @@ COUNT = "num_batches_tracked"  # of training batches; PyTorch keeps it beside ru
 
 def released_name(path: tuple[str, ...]) -> str:
     """("params", "encoder", "mfa", "conv", "kernel") -> "backbone.mfa.conv.conv.weight"."""
-    *modules, array = path[1:]
-    name = ".".join(modules) + "."
-    for ours, theirs in MODULES:
-        name = re.sub(ours, theirs, name)
-    return name + ARRAYS.get(array, array)
+    return renamed(path[1:], MODULES)
 
 
 def without_prefix(state: Mapping) -> dict:
@@ -72,21 +67,16 @@ def without_prefix(state: Mapping) -> dict:
 
 def network_sizes(state: Mapping) -> dict:
     """Infers the sizes of Network from released arrays; sizes they do not show are the paper's."""
-
-    def width(name: str, default: int) -> int:
-        shape = np.shape(state[name]) if name in state else ()
-        return shape[0] if shape and shape[0] else default
-
-    first = width("backbone.blocks.0.conv.conv.bias", ECAPA.channels[0])
-    blocks = [width(f"backbone.blocks.{i}.tdnn2.conv.conv.bias", ECAPA.channels[i]) for i in (1, 2, 3)]
-    last = width("backbone.mfa.conv.conv.bias", ECAPA.channels[4])
+    first = outputs(state, "backbone.blocks.0.conv.conv.bias", ECAPA.channels[0])
+    blocks = [outputs(state, f"backbone.blocks.{i}.tdnn2.conv.conv.bias", ECAPA.channels[i]) for i in (1, 2, 3)]
+    last = outputs(state, "backbone.mfa.conv.conv.bias", ECAPA.channels[4])
     return {
         "channels": (first, *blocks, last),
-        "se_bottleneck": width("backbone.blocks.1.se_block.conv1.conv.bias", ECAPA.se_bottleneck),
-        "attention": width("backbone.asp.tdnn.conv.conv.bias", ECAPA.attention),
-        "embedding_size": width("backbone.fc.conv.bias", ECAPA.embedding_size),
-        "hidden_size": width("head.mlp.0.bias", ProjectionHead.hidden_size),
-        "projection_size": width("head.mlp.6.bias", ProjectionHead.projection_size),
+        "se_bottleneck": outputs(state, "backbone.blocks.1.se_block.conv1.conv.bias", ECAPA.se_bottleneck),
+        "attention": outputs(state, "backbone.asp.tdnn.conv.conv.bias", ECAPA.attention),
+        "embedding_size": outputs(state, "backbone.fc.conv.bias", ECAPA.embedding_size),
+        "hidden_size": outputs(state, "head.mlp.0.bias", ProjectionHead.hidden_size),
+        "projection_size": outputs(state, "head.mlp.6.bias", ProjectionHead.projection_size),
     }
 
 

@@ -79,6 +79,14 @@ def refused(tmp_path, contents) -> str:
     return str(told.value)
 
 
+def refused_in_one_line(path, state: dict, message: str) -> None:
+    """Writes {name: array, or None where it is missing} to a file, and loads it."""
+    torch_files.write(path, {name: array for name, array in state.items() if array is not None})
+    with pytest.raises(UserError, match=message) as told:
+        load_network(path)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
 def test_names_are_the_released_ones(golden):
     """All names and shapes of a network of the golden checkpoint's sizes, from the list that comes with it."""
     listed = [line.split("\t") for line in (golden / "checkpoint_names.txt").read_text().splitlines()]
@@ -305,9 +313,7 @@ def test_resnets_that_do_not_fit(tmp_path):
         ({"bn1.weight": np.full(4, np.nan, np.float32)}, "bn1.weight holds NaN"),
         ({"layer1.999.conv1.weight": np.zeros((4, 4, 3, 3), np.float32)}, "model.blocks has more than 100"),
     ]:
-        torch_files.write(tmp_path / "bad.pt", state | change)
-        with pytest.raises(UserError, match=message):
-            load_network(tmp_path / "bad.pt")
+        refused_in_one_line(tmp_path / "bad.pt", state | change, message)
 
 
 CAMPLUS = {"encoder": "campplus", "blocks": [1, 2, 1], "growth": 4, "bottleneck_factor": 2, "width": 4, "initial": 6,
@@ -340,10 +346,7 @@ def test_campplus_that_does_not_fit(tmp_path):
         ({"xvector.tdnn.linear.weight": zeros()}, "[0-9]+ arrays are missing, unknown or of another shape"),
         ({"xvector.dense.nonlinear.batchnorm.running_var": np.full(8, np.inf, np.float32)}, "running_var holds NaN"),
     ]:
-        torch_files.write(path, {name: array for name, array in (state | change).items() if array is not None})
-        with pytest.raises(UserError, match=message) as told:
-            load_network(path)
-        assert str(path) in str(told.value) and "\n" not in str(told.value)
+        refused_in_one_line(path, state | change, message)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="a.pt"):
         load_network(path)
@@ -384,10 +387,7 @@ def test_ecapas_of_wespeaker_that_do_not_fit(tmp_path):
         ({"bn.running_var": np.full(3072, np.nan, np.float32)}, "bn.running_var holds NaN"),
         ({"layer2.x": 3}, "1 entries that are no tensors, such as layer2.x"),
     ]:
-        torch_files.write(path, {name: array for name, array in (state | change).items() if array is not None})
-        with pytest.raises(UserError, match=message) as told:
-            load_network(tmp_path)
-        assert str(path) in str(told.value) and "\n" not in str(told.value)
+        refused_in_one_line(path, state | change, message)
     whole = path.read_bytes()
     for kept in (len(whole) // 2, len(whole) - 1000, 100):
         path.write_bytes(whole[:kept])
@@ -434,10 +434,7 @@ def test_eres2nets_that_do_not_fit(tmp_path):
         ({f"layer4.{'9' * 5000}.bn1.weight": np.zeros(1, np.float32)}, "1 arrays .* first layer4.9999"),
         ({"layer4.0.convs.0.weight": np.zeros((0, 3, 3, 3), np.float32)}, "model.base_width is no whole number from 1"),
     ]:  # fmt: skip
-        torch_files.write(path, {name: array for name, array in (good | change).items() if array is not None})
-        with pytest.raises(UserError, match=message) as told:
-            load_network(path)
-        assert str(path) in str(told.value) and "\n" not in str(told.value)
+        refused_in_one_line(path, good | change, message)
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(UserError, match="a.ckpt"):
         load_network(path)
