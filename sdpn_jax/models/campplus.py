@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, wide
-from sdpn_jax.models.resnet import Conv2D, ResidualBlock, flattened, strided
+from sdpn_jax.models.resnet import Conv2D, ResidualBlock, flattened, stem, strided
 
 DENSE = 4  # times the width are the channels that the first dense block begins with
 HALVED = (2, 1)  # strides of frequency and time
@@ -124,9 +124,7 @@ class CAMPlus(nn.Module):
 
     def _front(self, features: Float[Array, "B T F"], train: bool, lengths: Lengths) -> Float[Array, "B F2 T C"]:
         """Residual blocks that keep time and leave an eighth of the frequencies."""
-        x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
-        x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
-        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        x = stem(features, self.width, self.dtype, train, lengths)
         block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for name, stride in [("layer1_0", HALVED), ("layer1_1", 1), ("layer2_0", HALVED), ("layer2_1", 1)]:
             x = block(self.width, stride, False, self.dtype, name=name)(x, train, lengths)

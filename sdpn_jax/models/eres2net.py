@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Lengths
-from sdpn_jax.models.layers import BatchNorm, Conv, wide
-from sdpn_jax.models.resnet import Conv2D, statistics, strided
+from sdpn_jax.models.layers import BatchNorm
+from sdpn_jax.models.resnet import Conv2D, embedding_of_maps, stem, strided
 
 Maps: TypeAlias = Float[Array, "B F T C"]
 
@@ -106,9 +106,7 @@ class ERes2NetV2(nn.Module):
         self, features: Float[Array, "B T F"], train: bool, lengths: Lengths = None
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
-        x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
-        x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
-        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        x = stem(features, self.width, self.dtype, train, lengths)
         block = nn.remat(Res2NetBlock, static_argnums=(2,)) if self.remat else Res2NetBlock
         outputs = []
         for stage, count in enumerate(self.blocks):
@@ -122,6 +120,4 @@ class ERes2NetV2(nn.Module):
             outputs.append((x, lengths))
         third = Conv2D(x.shape[-1], stride=2, dtype=self.dtype, name="layer3_ds")(*outputs[-2])
         x = AttentionalFusion(self.dtype, name="fuse34")(x, third, train)
-        x = statistics(x.astype(wide(self.dtype)), lengths, VARIANCE_FLOOR).astype(self.dtype)
-        x = Conv(self.embedding_size, dtype=self.dtype, name="seg_1")(x[:, None])[:, 0]
-        return x.astype(wide(self.dtype))
+        return embedding_of_maps(x, self.embedding_size, self.dtype, lengths, VARIANCE_FLOOR)

@@ -31,7 +31,7 @@ class Conv2D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B F T C"], lengths: Lengths = None) -> Float[Array, "B F2 T2 {self.features}"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", fan_in_uniform(int(np.prod(shape[:-1]))), shape)
         pad = self.kernel_size // 2
         if self.kernel_size > 1 and lengths is not None:
             x = x * frames.mask(x[:, 0], lengths)[:, None]
@@ -105,9 +105,7 @@ class ResNet(nn.Module):
         self, features: Float[Array, "B T F"], train: bool, lengths: Lengths = None
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
-        x = features.swapaxes(1, 2)[..., None].astype(self.dtype)
-        x = Conv2D(self.width, dtype=self.dtype, name="conv1")(x, lengths)
-        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        x = stem(features, self.width, self.dtype, train, lengths)
         block = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for stage, count in enumerate(self.blocks):
             for i in range(count):
@@ -115,16 +113,24 @@ class ResNet(nn.Module):
                 name = f"layer{stage + 1}_{i}"
                 x = block(self.width << stage, stride, self.bottleneck, self.dtype, name=name)(x, train, lengths)
                 lengths = strided(lengths, stride)
-        x = statistics(x.astype(wide(self.dtype)), lengths).astype(self.dtype)
-        x = Conv(self.embedding_size, dtype=self.dtype, name="seg_1")(x[:, None])[:, 0]
-        return x.astype(wide(self.dtype))
+        return embedding_of_maps(x, self.embedding_size, self.dtype, lengths, VARIANCE_FLOOR)
 
 
-def statistics(
-    x: Float[Array, "B F T C"], lengths: Lengths = None, floor: float = VARIANCE_FLOOR
-) -> Float[Array, "B 2*C*F"]:
-    """Computes mean and deviation over time (of the unbiased variance + floor), channels before frequencies."""
-    return frames.mean_and_deviation(flattened(x), lengths, floor)
+def stem(
+    features: Float[Array, "B T F"], width: int, dtype: DTypeLike, train: bool, lengths: Lengths
+) -> Float[Array, "B F T {width}"]:
+    """Makes maps over frequency and time: the layers conv1 and bn1 of the module that calls it."""
+    x = features.swapaxes(1, 2)[..., None].astype(dtype)
+    x = Conv2D(width, dtype=dtype, name="conv1")(x, lengths)
+    return nn.relu(BatchNorm(name="bn1")(x, train))
+
+
+def embedding_of_maps(
+    x: Float[Array, "B F T C"], size: int, dtype: DTypeLike, lengths: Lengths, floor: float
+) -> Float[Array, "B {size}"]:
+    """Embeds maps by their mean and deviation over time (of the unbiased variance + floor): the layer seg_1."""
+    x = frames.mean_and_deviation(flattened(x.astype(wide(dtype))), lengths, floor).astype(dtype)
+    return Conv(size, dtype=dtype, name="seg_1")(x[:, None])[:, 0].astype(wide(dtype))
 
 
 def flattened(x: Float[Array, "B F T C"]) -> Float[Array, "B T C*F"]:
