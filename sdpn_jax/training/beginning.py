@@ -11,6 +11,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdpn_jax.errors import UserError
+from sdpn_jax.models.network import FRONT_END
 from sdpn_jax.speaker import embedder
 from sdpn_jax.training import checkpoint
 from sdpn_jax.training.converted import state_from
@@ -45,10 +46,8 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
         about["history"] = config["about"]
     else:
         network, teacher, _ = load_network(place)
-        if network.front_end != "sdpn":
-            logging.warning(
-                "%s was trained on the features of %s, and will hear those of SDPN", source, network.front_end
-            )
+    if network.front_end != FRONT_END:
+        logging.warning("%s was trained on the features of %s, and will hear those of SDPN", source, network.front_end)
     about["fingerprint"] = embedder.fingerprint(network, teacher)
     return {"teacher": teacher, "student": teacher, **found}, about
 

@@ -55,9 +55,9 @@ def load_network(
 
     path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code or of RDINO, of
     which the teacher is taken, an ECAPA-TDNN of 3D-Speaker or SpeechBrain, a ResNet or ECAPA-TDNN of WeSpeaker,
-    CAM++ of 3D-Speaker or WeSpeaker, weights under the released names (.safetensors), a folder with one such file, or
-    the address of any but a workdir in a hub (hf://OWNER/NAME, modelscope://OWNER/NAME; see hub.py). The head may be
-    missing from the variables.
+    CAM++ of 3D-Speaker or WeSpeaker, ERes2NetV2 of 3D-Speaker, weights under the released names (.safetensors), a
+    folder with one such file, or the address of any but a workdir in a hub (hf://OWNER/NAME, modelscope://OWNER/NAME;
+    see hub.py). The head may be missing from the variables.
     which: the run's "teacher" or "student", or the network "untrained"; step: the run's checkpoint, by default the
     newest. Raises UserError when there is no such thing, when it cannot be read, or when it is no run and has neither
     student nor steps, and as `located` does.

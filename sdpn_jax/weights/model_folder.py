@@ -20,7 +20,13 @@ from sdpn_jax.weights import checks, sdpn_names
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_TYPE, FIELDS = "sdpn_jax", ("model_type", "model", "features", "threshold", "about")
 HEAD = ("params/head/", "batch_stats/head/")
-NAMES = {"ecapa": "ECAPA-TDNN"} | {f"resnet{n}": f"ResNet{n}" for n in (18, 34, 50, 101, 152, 221, 293)}
+NAMES = {
+    "ecapa": "ECAPA-TDNN",
+    "campplus": "CAM++",
+    "ecapa_wespeaker": "WeSpeaker's ECAPA-TDNN",
+    "eres2netv2": "ERes2NetV2",
+    "eres2netv2_w24s4ep4": "ERes2NetV2 (w24s4ep4)",
+} | {f"resnet{layers}": f"ResNet{layers}" for layers in (18, 34, 50, 101, 152, 221, 293)}
 MOST_HEADER = 4 << 20  # bytes of a .safetensors file before its numbers; a model's has 40,000
 CARD_TEXT = """---
 license: {license}
@@ -88,7 +94,7 @@ def write_model(
         CARD_TEXT.format(
             license=license,
             origin=origin,
-            encoder=NAMES.get(model.get("encoder", ENCODER), model.get("encoder", ENCODER)),
+            encoder=NAMES[model.get("encoder", ENCODER)],
             title=folder.name,
             parameters=encoder / 1e6,
             embedding_size=model["embedding_size"],
