@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from sdpn_jax.errors import returns_exit_code
 from sdpn_jax.models.network import initial_variables, network_of, sizes_of
 from sdpn_jax.speaker import embedder
-from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND, read_features
+from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND, Notes, read_features
 from sdpn_jax.weights.load import load_network
 
 
@@ -79,7 +79,7 @@ def main(_) -> None:
         network = network_of(FLAGS.config.model)
         variables = initial_variables(network, 0)
     variables = jax.device_put(variables)
-    log_mels = [log_mel for _, log_mel in read_features(FLAGS.input, [])][: FLAGS.limit]
+    log_mels = [log_mel for _, log_mel in read_features(FLAGS.input, Notes())][: FLAGS.limit]
     batched = embedder.Embedder(network)
     ways = {
         "batched": lambda log_mels: batched(variables, log_mels),

@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved medians, peak memory, tables and JSON."""
 
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -34,6 +35,31 @@ def interleaved(works: Mapping[str, Callable], repeats: int, settled: bool = Fal
                 work()
             times[name].append(timed(work))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Elsewhere:
+    """A work in a process of its own: the libraries' waiting threads and their memory do not disturb each other."""
+
+    def __init__(self, make: Callable[..., Callable], *arguments):
+        """`make(*arguments)` is called there and returns the work."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+
+    def __call__(self, *arguments):
+        self._pipe.send(arguments)
+        return self._pipe.recv()  # EOFError where the process has died, which has said why
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(pipe, make: Callable[..., Callable], arguments) -> None:
+    work = make(*arguments)
+    while (given := pipe.recv()) is not None:
+        pipe.send(work(*given))
 
 
 def peak_mib() -> float:

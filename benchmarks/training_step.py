@@ -8,7 +8,6 @@ Batches of random views on the devices already, so that the step alone is measur
 They take turns, each in a process of its own. Prints a table for each batch size and precision and writes <output>.
 """
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -110,6 +109,7 @@ def theirs(config: ConfigDict, first, precision: str, compiled: bool) -> Callabl
     import torch
     import torch_counterpart
 
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is the counterpart's
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     run = torch_counterpart.counterpart_of(config, first, device, autocast=precision == "bfloat16")
@@ -122,31 +122,6 @@ def theirs(config: ConfigDict, first, precision: str, compiled: bool) -> Callabl
     )
     steps = iter(range(10**6))
     return lambda: float(run.step(batch, float(rate(next(steps))), config.ema_momentum))
-
-
-class Elsewhere:
-    """A step in a process of its own: the libraries' waiting threads and their memory do not disturb each other."""
-
-    def __init__(self, make: Callable[..., Callable[[], float]], *arguments):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self._process.start()
-
-    def __call__(self) -> float:
-        self._pipe.send(True)
-        return self._pipe.recv()  # EOFError where the process has died, which has said why
-
-    def close(self) -> None:
-        self._pipe.send(False)
-        self._process.join()
-
-
-def _serve(pipe, make, arguments) -> None:
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is the counterpart's
-    step = make(*arguments)
-    while pipe.recv():
-        pipe.send(step())
 
 
 def views_of(config: ConfigDict) -> dict[str, np.ndarray]:
@@ -165,7 +140,7 @@ def benchmark(config: ConfigDict, precision: str, peak: float, bandwidth: float)
     ours = Ours(config)
     works = {"ours": ours.step}
     for way in filter(None, FLAGS.torch):
-        works[f"torch {way}"] = Elsewhere(theirs, config, ours.first, precision, way == "compile")
+        works[f"torch {way}"] = measure.Elsewhere(theirs, config, ours.first, precision, way == "compile")
     warm = {name: [measure.timed(work), work(), work()] for name, work in works.items()}
     if FLAGS.check:
         for name in works:

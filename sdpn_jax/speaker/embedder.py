@@ -43,9 +43,13 @@ class Embedder:
             compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),
         )
 
+    def put(self, variables: dict) -> dict:
+        """Puts a network's variables where they are needed, on each local device: once for many calls."""
+        return jax.device_put(variables, self._everywhere)
+
     def __call__(self, variables: dict, log_mels: LogMels) -> Float32[np.ndarray, "N D"]:
         """Embeds log-mels with the running statistics of `variables`."""
-        variables = jax.device_put(variables, self._everywhere)
+        variables = self.put(variables)
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
         for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
             size = min(self.rows_at_once(padded_frames), few_sizes(-(-len(rows) // self._devices)) * self._devices)

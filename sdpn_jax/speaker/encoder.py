@@ -41,7 +41,8 @@ class SpeakerEncoder:
         """threshold: the cosine from which `verify` accepts; None where none is known; reading: which channel."""
         self.threshold = threshold
         self.embedding_size = network.embedding_size
-        self._network, self._variables, self._embedder = network, variables, embedder.Embedder(network)
+        self._network, self._embedder = network, embedder.Embedder(network)
+        self._variables = self._embedder.put(variables)
         self._reading, self._features = reading, FRONT_ENDS[network.front_end]
 
     @classmethod
