@@ -218,6 +218,8 @@ class Counterpart:
             self.offset += torch.log(1 - rate + rate * logits.shape[1] * usage)
         elif objective.targets != "softmax":
             raise ValueError(f"no counterpart of objective.targets={objective.targets!r}")
+        if objective.centre_projections:
+            raise ValueError("no counterpart of objective.centre_projections")
         return torch.softmax(logits - self.offset, dim=1)
 
     def _precision(self):

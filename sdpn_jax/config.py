@@ -104,6 +104,9 @@ FIELDS: dict[str, Field] = {
         1.0, "of the teacher at the last step; a cosine in between", at_least=0.0, at_most=1.0, change=SCHEDULE
     ),
     "num_prototypes": Field(1024, "K", at_least=2),
+    "objective.centre_projections": Field(
+        False, "take the batch's mean from the teacher's projections before targets are made of them; not in the paper"
+    ),
     "objective.targets": Field(
         "balanced", "of the teacher; centred is DINO's way, softmax the paper's, sinkhorn the released code's",
         choices=("balanced", "centred", "softmax", "sinkhorn"),
@@ -132,6 +135,10 @@ FIELDS: dict[str, Field] = {
     ),
     "views.global_count": Field(1, "clean views of an utterance, for the teacher", at_least=1),
     "views.global_frames": Field(400, "their length in frames of 10 ms", at_least=5),
+    "views.global_augmented": Field(
+        0.0, "share of the global views that are augmented as the local ones are; the paper's are clean",
+        at_least=0.0, at_most=1.0,
+    ),
     "views.local_count": Field(4, "augmented views of an utterance, for the student", at_least=1),
     "views.local_frames": Field(200, "their length in frames of 10 ms", at_least=5),
     "views.mask_probability": Field(0.2, "of masking a local view", at_least=0.0, at_most=1.0),

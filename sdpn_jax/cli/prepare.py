@@ -18,6 +18,10 @@ def prepare(
     noise: Annotated[str | None, Option(help="Folder of noise (MUSAN, or any); default: coloured noise.")] = None,
     rirs: Annotated[str | None, Option(help="Folder of room responses (RIRS_NOISES); default: synthetic.")] = None,
     augmentations: Annotated[int, Option(help="Augmented versions of an utterance beside the clean one.", min=0)] = 4,
+    distortions: Annotated[
+        str,
+        Option(help="Of the augmented versions, by comma: equaliser, clipping, band, codec, loss, gain; or all, none."),
+    ] = "none",
     store: Annotated[
         Literal["log_mel", "waveform"],
         Option(help="Features, clean and augmented; or samples, to be augmented on the accelerator."),
@@ -43,12 +47,13 @@ def prepare(
     After a kill the same command goes on. On several machines give each --task_index and --task_count, then run once
     with --finish.
     """
-    from sdpn_jax.data import estimate, recordings
+    from sdpn_jax.data import channels, estimate, recordings
     from sdpn_jax.data import prepare as preparation
 
     reading = reading_of(channel, max_seconds)
+    kinds = {"all": list(channels.SHARES), "none": []}.get(distortions, distortions.split(","))
     if dry_run:
-        recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store, reading)
+        recipe = preparation.make_recipe(noise, rirs, augmentations, seed, store, reading, kinds)
         print(estimate.estimate(recordings.find_utterances(input), recipe, workers))
         return 0
     index, count = task_index, task_count
@@ -56,7 +61,7 @@ def prepare(
         index, count = (0, count or 1) if finish else preparation.task_from_environment(os.environ, count)
     count = 1 if count is None else count
     metadata = preparation.prepare(
-        input, output, noise, rirs, augmentations, seed, workers, store, index, count, finish, reading
+        input, output, noise, rirs, augmentations, seed, workers, store, index, count, finish, reading, kinds
     )
     if metadata is None:
         print(f"task {index} of {count}: its shards are complete in {output}; when all tasks are done, run the same "

@@ -200,35 +200,46 @@ def _stretch(key_width: PRNGKeyArray, key_start: PRNGKeyArray, length: int, max_
 def make_views(
     key: PRNGKeyArray, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views
 ) -> dict[str, Float32[Array, "B _V _T F"]]:
-    """Turns waveform segments into {"global": clean views, "local": augmented and masked views}, float32 log-mel.
+    """Turns waveform segments into {"global", "local"} views, float32 log-mel: the local ones augmented and masked.
 
-    batch: as pipeline.dataset gives it for shards of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.
+    So are augmented, by their share, global ones; the others are clean. batch: as pipeline.dataset gives it for shards
+    of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.
     """
 
-    def clean(segment, first, num_samples, padded):
-        samples = segment.astype(jnp.float32) / 32768
-        return log_mel_of_view(cut_view(samples, first, num_samples, padded, views.global_frames))
-
-    def noisy(key, segment, first, num_samples, padded):
-        key_augment, key_mask = jax.random.split(key)
-        samples = segment.astype(jnp.float32) / 32768
-        history = len(segment) - features.view_samples(views.local_frames)
+    def augmented(key, segment, first, num_samples, frames):
+        history = len(segment) - features.view_samples(frames)
         place = jnp.maximum(first, 0) - history + jnp.arange(len(segment))
         audible = (place >= 0) & (place < num_samples)
-        samples = augment_segment(key_augment, samples, audible, bank, kinds)
+        return augment_segment(key, segment, audible, bank, kinds)
+
+    def whole(key, segment, first, num_samples, padded):
+        samples = segment.astype(jnp.float32) / 32768
+        if views.global_augmented:
+            key_choice, key_augment = jax.random.split(key)
+            chosen = jax.random.uniform(key_choice) < views.global_augmented
+            noisy = augmented(key_augment, samples, first, num_samples, views.global_frames)
+            samples = jnp.where(chosen, noisy, samples)
+        return log_mel_of_view(cut_view(samples, first, num_samples, padded, views.global_frames))
+
+    def local(key, segment, first, num_samples, padded):
+        key_augment, key_mask = jax.random.split(key)
+        samples = augmented(key_augment, segment.astype(jnp.float32) / 32768, first, num_samples, views.local_frames)
         log_mel = log_mel_of_view(cut_view(samples, first, num_samples, padded, views.local_frames))
         return mask(key_mask, log_mel, views.mask_probability, views.mask_max_frames, views.mask_max_bins,
                     views.mask_value)  # fmt: skip
 
-    keys = jax.random.split(key, batch["local"].shape[:2])
+    keys = {
+        "local": jax.random.split(key, batch["local"].shape[:2]),
+        "global": jax.random.split(jax.random.fold_in(key, 1), batch["global"].shape[:2]),
+    }
     lengths = lambda name: jnp.broadcast_to(batch["num_samples"][:, None], batch[name].shape[:2])  # noqa: E731
     arguments = {
-        name: (batch[name], batch[f"{name}_first"], lengths(name), batch[f"{name}_padded"])
+        name: (keys[name], batch[name], batch[f"{name}_first"], lengths(name), batch[f"{name}_padded"])
         for name in ("global", "local")
     }
     return {
-        "global": jax.vmap(jax.vmap(clean))(*arguments["global"]),
-        "local": jax.vmap(jax.vmap(noisy))(keys, *arguments["local"]),
+        "global": jax.vmap(jax.vmap(whole))(*arguments["global"]),
+        "local": jax.vmap(jax.vmap(local))(*arguments["local"]),
     }
 
 

@@ -22,10 +22,14 @@ BATCHES_AHEAD = 2  # of each reader process
 
 @dataclass(frozen=True)
 class Views:
-    """What is cut from an utterance: how many views of how many frames (10 ms), and the masking of the local ones."""
+    """What is cut from an utterance: how many views of how many frames (10 ms), and the masking of the local ones.
+
+    global_augmented: the share of global views that are of augmented versions, as the local ones are.
+    """
 
     global_count: int = 1
     global_frames: int = 400
+    global_augmented: float = 0.0
     local_count: int = 4
     local_frames: int = 200
     mask_probability: float = 0.2
@@ -83,14 +87,19 @@ def _stretch(length: int, max_width: int, rng: np.random.Generator) -> tuple[int
 def make_views(
     utterance: records.Utterance, views: Views, rng: np.random.Generator
 ) -> dict[str, Float16[np.ndarray, "_V _T F"]]:
-    """Cuts {"global": clean views, "local": views of random augmented versions} from an utterance, float16 log-mel."""
+    """Cuts {"global", "local"} views from an utterance, float16 log-mel: the local ones of random augmented versions.
+
+    So are, by their share, global ones; the others are clean.
+    """
     versions = len(utterance.log_mel)
-    clean = [crop(utterance, 0, views.global_frames, rng) for _ in range(views.global_count)]
-    local = []
+    whole, local = [], []
+    for _ in range(views.global_count):
+        augmented = views.global_augmented > 0 and versions > 1 and rng.random() < views.global_augmented
+        whole.append(crop(utterance, int(rng.integers(1, versions)) if augmented else 0, views.global_frames, rng))
     for _ in range(views.local_count):
         version = int(rng.integers(1, versions)) if versions > 1 else 0
         local.append(mask(crop(utterance, version, views.local_frames, rng), views, rng))
-    return {"global": np.stack(clean), "local": np.stack(local)}
+    return {"global": np.stack(whole), "local": np.stack(local)}
 
 
 def cut_segment(
@@ -118,7 +127,7 @@ def make_segments(
     """
     result: dict[str, Any] = {"num_samples": np.int32(recording.num_samples)}
     for name, count, frames, history in (
-        ("global", views.global_count, views.global_frames, 0),
+        ("global", views.global_count, views.global_frames, augment.RIR_SAMPLES if views.global_augmented else 0),
         ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES),
     ):
         segments, first, padded = zip(

@@ -27,7 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tqdm import tqdm
 
 from sdpn_jax import storage
-from sdpn_jax.data import audio, augment, features, records
+from sdpn_jax.data import audio, augment, channels, features, records
 from sdpn_jax.data.recordings import find_utterances
 from sdpn_jax.data.shards import METADATA
 from sdpn_jax.errors import UserError, one_line
@@ -47,12 +47,15 @@ class Recipe:
     sources_fingerprint: str
     store: str = "log_mel"  # or "waveform", to be augmented on the accelerator
     reading: audio.Reading = audio.DEFAULT
+    distortions: tuple[str, ...] = ()  # of channels.SHARES, of the augmented versions
 
     def fingerprint(self) -> list:
         """Changes whenever what is made of an utterance would."""
         settings = dataclasses.asdict(features.DEFAULT)
         made = [records.VERSION, settings, self.augmentations, self.seed, self.sources_fingerprint, self.store]
-        return made if self.reading == audio.DEFAULT else [*made, dataclasses.astuple(self.reading)]
+        if self.reading != audio.DEFAULT:
+            made.append(dataclasses.astuple(self.reading))
+        return [*made, self.distortions] if self.distortions else made
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,21 @@ def make_recipe(
     seed: int,
     store: str = "log_mel",
     reading: audio.Reading = audio.DEFAULT,
+    distortions: Sequence[str] = (),
 ) -> Recipe:
     """Makes the recipe from the command's options; raises UserError for folders without usable files."""
+    if distortions and store == "waveform":
+        raise UserError(
+            "--distortions are of prepared features: to waveforms the accelerator adds noise and rooms alone"
+        )
+    if unknown := [name for name in distortions if name not in channels.SHARES]:
+        raise UserError(f"--distortions: {unknown[0]!r} is none of {', '.join(channels.SHARES)}, all or none")
     if augmentations < 0:
         raise UserError(f"--augmentations={augmentations}: the number of augmented versions cannot be negative")
     sources = augment.find_sources(noise, rirs)
-    return Recipe(sources, 0 if store == "waveform" else augmentations, seed, sources.fingerprint(), store, reading)
+    kinds = tuple(name for name in channels.SHARES if name in distortions)
+    augmentations = 0 if store == "waveform" else augmentations
+    return Recipe(sources, augmentations, seed, sources.fingerprint(), store, reading, kinds)
 
 
 def prepare(
@@ -110,6 +122,7 @@ def prepare(
     task_count: int = 1,
     only_finish: bool = False,
     reading: audio.Reading = audio.DEFAULT,
+    distortions: Sequence[str] = (),
 ) -> dict | None:
     """Writes shards, metadata.json and skipped.txt to `output` and returns the metadata.
 
@@ -122,7 +135,7 @@ def prepare(
     if not 0 <= task_index < task_count:
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
     utterances = find_utterances(source)
-    recipe = make_recipe(noise, rirs, augmentations, seed, store, reading)
+    recipe = make_recipe(noise, rirs, augmentations, seed, store, reading, distortions)
     shards = plan(utterances, storage.place(output))
     if not only_finish:
         storage.remove(storage.place(output) / METADATA)  # incomplete until the end
@@ -174,6 +187,7 @@ def finish(
         "source": str(source),
         "noise": str(noise) if noise else "coloured noise",
         "rirs": str(rirs) if rirs else "synthetic, exponentially decaying",
+        "distortions": list(recipe.distortions),
         "shards": [
             {"name": shard.path.name}
             | {key: summary[key] for key in ("utterances", "bytes", "sha256") if key in summary}
@@ -203,13 +217,19 @@ def make_record(utterance_id: str, waveform: np.ndarray, recipe: Recipe) -> reco
         return records.Recording(utterance_id, samples)
     digest = hashlib.sha256(utterance_id.encode("utf-8", "surrogateescape")).digest()
     rng = np.random.default_rng([recipe.seed, int.from_bytes(digest[:8], "little")])
-    augmented = (augment.augment(waveform, recipe.sources, rng)[0] for _ in range(recipe.augmentations))
+    augmented = (_augmented(waveform, recipe, rng) for _ in range(recipe.augmentations))
     shape = 1 + recipe.augmentations, -1, features.DEFAULT.mel_bins
     log_mel, tail = [], []
     for version in (waveform, *augmented):
         log_mel.append(features.log_mel(version).astype(np.float16))
         tail.append(features.silence_tail(version).astype(np.float16))
     return records.Utterance(utterance_id, len(waveform), np.stack(log_mel).reshape(shape), np.stack(tail))
+
+
+def _augmented(waveform: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """One more version: noise and rooms, then what microphone and line do to all of it."""
+    augmented, _ = augment.augment(waveform, recipe.sources, rng)
+    return channels.distort(augmented, recipe.distortions, rng)[0] if recipe.distortions else augmented
 
 
 def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = lambda number: None) -> dict:
@@ -371,7 +391,8 @@ def describe(metadata: dict, output: str | os.PathLike) -> str:
     hints = "; ".join(f"{hint}: {count} of them" for hint, count in metadata.get("hints", {}).items())
     return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, {versions}\n"
-        f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}\n"
+        f"noise: {metadata['noise']}; room impulse responses: {metadata['rirs']}; "
+        f"distortions: {', '.join(metadata['distortions']) or 'none'}\n"
         + (f"{hints}; such recordings make worse embeddings\n" if hints else "")
         + f"{metadata['skipped']} files skipped, listed in {storage.place(output) / 'skipped.txt'}\n"
         f"written: {len(metadata['shards'])} shards and metadata.json in {output}"

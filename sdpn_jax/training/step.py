@@ -25,6 +25,7 @@ class Objective:
 
     student_temperature: float = 0.1
     sharpening: float = 0.25
+    centre_projections: bool = False
     targets: str = "balanced"  # or "centred", "softmax", "sinkhorn"
     offset_rate: float = 0.5
     sinkhorn_iterations: int = 3
@@ -95,8 +96,12 @@ def teacher_targets(
 
     Also returns the offset of the next step. Balanced targets subtract what makes all prototypes equally used over
     time; centred targets a running mean of the cosines, as DINO does (Caron et al., arXiv 2104.14294, Eq. 4). Without
-    either, or Sinkhorn, one prototype wins for every utterance.
+    either, or Sinkhorn, one prototype wins for every utterance. `centre_projections` first takes from the projections
+    what those of the batch have in common: targets then tell utterances apart from the first step on, also those of an
+    encoder that hardly does so untrained, and would collapse before it has learnt to.
     """
+    if objective.centre_projections:
+        projection = projection - projection.mean((0, 1))
     cosines = jax.lax.stop_gradient(losses.cosine_logits(projection, prototypes))
     flat = cosines.reshape(-1, cosines.shape[-1])
     temperature, sharpening, rate = objective.student_temperature, objective.sharpening, objective.offset_rate

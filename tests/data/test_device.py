@@ -161,6 +161,23 @@ def test_views_of_a_batch(bank):
     assert np.any(np.asarray(first["local"]) != np.asarray(other["local"]))
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_global_views_are_augmented_by_their_share(bank, share):
+    """The tones of the bank are heard in them; the local views are what they are without."""
+    item, arrays = recording(20000, 0), {"noise": jnp.asarray(bank.noise), "rirs": jnp.asarray(bank.rirs)}
+    made = {}
+    for augmented in (0.0, share):
+        views = Views(global_count=100, global_frames=40, local_count=1, local_frames=20, global_augmented=augmented)
+        segments = pipeline.make_segments(item, views, np.random.default_rng(0))
+        batch = {name: value[None] for name, value in segments.items()}
+        made[augmented] = device.make_views(jax.random.key(3), batch, arrays, bank.kinds, views)
+    np.testing.assert_array_equal(made[0.0]["local"], made[share]["local"])
+    apart = np.abs(made[0.0]["global"] - made[share]["global"]).max((0, 2, 3))
+    expected = share * 5 / 6  # a sixth of the augmented ones is left as it is
+    assert abs((apart > 0.01).mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / 100)
+    np.testing.assert_allclose(np.sort(apart)[:5], 0, atol=1e-3)
+
+
 def test_a_bank_is_a_function_of_the_seed(tmp_path):
     one, two = (device.make_bank(augment.Sources(), 0, stretches=3, seconds=0.5, rirs=4) for _ in range(2))
     assert one.kinds == ("noise",)

@@ -100,6 +100,24 @@ def test_masks_have_their_probability_and_leave_the_record_alone():
     assert abs(masked / 4000 - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
 
 
+def version_of(crop, item) -> int | None:
+    """Which version of an utterance a crop is cut from."""
+    for version, log_mel in enumerate(item.log_mel):
+        for start in range(len(log_mel)):
+            if np.array_equal(crop, log_mel[start : start + len(crop)]):
+                return version
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_global_views_are_augmented_by_their_share(share):
+    item = utterance("u", 16000, 3, 0)
+    views = dataclasses.replace(SMALL, global_augmented=share, global_count=60)
+    made = pipeline.make_views(item, views, np.random.default_rng(0))
+    versions = np.array([version_of(crop, item) for crop in made["global"]])
+    assert set(versions) == ({1, 2} if share == 1 else {0, 1, 2})
+    assert abs((versions > 0).mean() - share) <= 4 * np.sqrt(share * (1 - share) / 60)
+
+
 def test_global_views_are_clean_and_local_ones_augmented():
     item = utterance("u", 16000, 3, 0)
     views = dataclasses.replace(SMALL, mask_probability=0.0, local_count=30)
@@ -108,14 +126,8 @@ def test_global_views_are_clean_and_local_ones_augmented():
     assert made["local"].shape == (30, 20, 80)
     assert {x.dtype for x in made.values()} == {np.dtype("float16")}
 
-    def version_of(crop):
-        for version in range(3):
-            for start in range(len(item.log_mel[0])):
-                if np.array_equal(crop, item.log_mel[version][start : start + len(crop)]):
-                    return version
-
-    assert version_of(made["global"][0]) == 0
-    assert {version_of(crop) for crop in made["local"]} == {1, 2}
+    assert version_of(made["global"][0], item) == 0
+    assert {version_of(crop, item) for crop in made["local"]} == {1, 2}
 
 
 def test_without_augmented_versions_the_clean_one_is_used():

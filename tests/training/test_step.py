@@ -157,6 +157,26 @@ def test_centred_targets_subtract_a_running_mean_of_the_cosines():
     np.testing.assert_allclose(after, 0.75 * offset + 0.25 * cosines.mean((0, 1)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("targets", ["balanced", "softmax"])
+def test_centred_projections_tell_apart_what_is_nearly_the_same(targets):
+    """By hand: of utterances that differ by a millionth the targets are those of the differences alone."""
+    rng = np.random.default_rng(1)
+    common, own, prototypes = rng.normal(size=6), rng.normal(size=(4, 2, 6)), rng.normal(size=(5, 6))
+    own -= own.mean((0, 1))
+    objective = Objective(targets=targets, student_temperature=0.2, sharpening=0.5, centre_projections=True)
+    plain = Objective(targets=targets, student_temperature=0.2, sharpening=0.5)
+    with jax.enable_x64(True):
+        found, _ = teacher_targets(common + 1e-6 * own, prototypes, jnp.zeros(5), objective)
+        expected, _ = teacher_targets(own, prototypes, jnp.zeros(5), plain)
+        blurred, _ = teacher_targets(common + 1e-6 * own, prototypes, jnp.zeros(5), plain)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    assert np.ptp(blurred, axis=0).max() < 1e-4 < 0.1 < np.ptp(found, axis=0).max()
+    if targets == "softmax":
+        unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+        logits = np.einsum("bgp,kp->bgk", unit(own), unit(prototypes)) / 0.1
+        np.testing.assert_allclose(found, scipy.special.softmax(logits, axis=-1), rtol=1e-8)
+
+
 def test_everything_stays_float32_and_the_step_counts(one_step):
     _, after, metrics = one_step
     assert int(after.step) == 1
