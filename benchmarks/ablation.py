@@ -1,26 +1,39 @@
-"""Trains every variant of the objective with several seeds on one small corpus, and writes the table of results.
+"""A study on small corpora: which settings learn the best encoder. It goes on where it stopped, within its minutes.
 
-    python benchmarks/ablation.py --data_dir=data/librispeech --trials_input=librispeech \
-        --trials=librispeech/trials.txt,librispeech/trials_degraded.txt --output=runs/ablation
+    python benchmarks/ablation.py --data_dir=SHARDS --trials_input=AUDIO \
+        --trials=AUDIO/trials.txt,AUDIO/trials_degraded.txt --output=runs/ablation --minutes=60
 
-Each run is one `python -m sdpn_jax.main` whose command is printed and kept in the table's file; a run that is complete
-is not repeated. Prints and writes <output>/table.md and <output>/results.json.
+FACTORS says what each variant changes; --distorted_dir names shards prepared with --distortions=all, which some ask
+for. Round 1 trains every variant with seed 0, each further round the better half of the last one with one seed more
+(--nohalving: all), judged by the EER of the last list, and always the first variant, with which all are compared. A run
+is one `python -m sdpn_jax.main`; its command is logged, its result one line of <output>/results.jsonl, and it is not
+repeated. Intervals are of a bootstrap over the lists' speakers and over the seeds, differences paired by both. Prints
+and writes <output>/report.md.
 """
 
 import json
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import app, flags, logging
 from scipy.stats import spearmanr
 
+from sdpn_jax.eval import intervals, scoring
+from sdpn_jax.eval.metrics import eer
+from sdpn_jax.eval.report import markdown
+from sdpn_jax.eval.trials import read_trials
+from sdpn_jax.speaker import corpus
+
 # What each variant changes in configs/librispeech.py.
-VARIANTS = {
-    "full objective (balanced targets)": {},
+FACTORS: dict[str, dict[str, Any]] = {
+    "default": {},
     "no diversity term": {"objective.koleo_weight": 0.0},
     "no me-max": {"objective.me_max_weight": 0.0},
     "Sinkhorn targets": {"objective.targets": "sinkhorn"},
@@ -28,112 +41,218 @@ VARIANTS = {
     "fixed random prototypes": {"prototype_multiplier": 0.0},
     "centred targets": {"objective.targets": "centred", "objective.offset_rate": 0.1},
     "softmax targets": {"objective.targets": "softmax"},
+    "distorted": {"data_dir": "distorted"},
+    "augmented teacher": {"views.global_augmented": 1.0},
+    "distorted, augmented teacher": {"data_dir": "distorted", "views.global_augmented": 1.0},
+    "distorted, half augmented teacher": {"data_dir": "distorted", "views.global_augmented": 0.5},
+    "centred projections": {"objective.centre_projections": True},
+    "two global views": {"views.global_count": 2},
+    "two local views of 4 s": {"views.local_count": 2, "views.local_frames": 400},
+    "eight local views of 1 s": {"views.local_count": 8, "views.local_frames": 100},
+    "wide masks": {"views.mask_probability": 1.0, "views.mask_max_frames": 30, "views.mask_max_bins": 15},
+    "slower teacher": {"ema_momentum": 0.996},
+    "256 prototypes": {"num_prototypes": 256},
+    "4096 prototypes": {"num_prototypes": 4096},
+    "sharper targets": {"objective.sharpening": 0.1},
+    "softer targets": {"objective.sharpening": 0.5},
+    "half the learning rate": {"learning_rate": 0.4},
+    "twice the learning rate": {"learning_rate": 1.6},
+    "KoLeo weight 0.3": {"objective.koleo_weight": 0.3},
 }
 HEALTH = ("prototypes_in_interval", "targets_told_apart", "effective_rank", "crop_eer_percent")
 
 
-def command(name: str, seed: int, workdir: Path) -> list[str]:
+class List:
+    """A trial list, the recordings that it speaks of, and the bootstrap over its speakers."""
+
+    def __init__(self, path: str, recordings: str):
+        self.name, self.recordings = f"{Path(recordings).name}/{Path(path).stem}", recordings
+        self.trials = read_trials(path)
+        self.labels = self.trials.known_labels()
+        speakers = intervals.speakers_of(self.trials.enrol, self.trials.test, self.labels)
+        self.bootstrap = intervals.SpeakerBootstrap(self.labels, *speakers, FLAGS.draws)
+
+
+def workdir_of(factor: str, seed: int) -> Path:
+    """Where a run lies; scores beside its checkpoints."""
+    return Path(FLAGS.output) / f"{re.sub('[^a-z0-9.]+', '-', factor.lower())}-{seed}"
+
+
+def command(factor: str, seed: int) -> list[str]:
     """The training command of one variant and seed."""
-    trials = tuple(FLAGS.trials)
     settings = {
         "seed": seed,
         "num_steps": FLAGS.steps,
         "warmup_steps": FLAGS.steps // 10,
         "data_dir": FLAGS.data_dir,
-        "eval.input": FLAGS.trials_input,
-        "eval.trials": trials,
         "eval.every_steps": FLAGS.steps // 4,
         "checkpoint_every": FLAGS.steps,
         "model.channels": (FLAGS.width,) * 4 + (3 * FLAGS.width,),
-        **VARIANTS[name],
+        **FACTORS[factor],
     }
+    if settings["data_dir"] == "distorted":
+        settings["data_dir"] = FLAGS.distorted_dir
     overrides = [f"--config.{field}={value}" for field, value in settings.items()]
-    return [
-        sys.executable,
-        "-m",
-        "sdpn_jax.main",
-        "--config=configs/librispeech.py",
-        f"--workdir={workdir}",
-        *overrides,
-    ]
+    start = [sys.executable, "-m", "sdpn_jax.main", f"--config={FLAGS.base}"]
+    return [*start, f"--workdir={workdir_of(factor, seed)}", *overrides]
 
 
-def train(name: str, seed: int) -> list[dict]:
-    """The rows of metrics of one run, trained now unless it is complete already."""
-    workdir = Path(FLAGS.output) / f"{list(VARIANTS).index(name)}-{seed}"
-    metrics = workdir / "metrics.jsonl"
-    if not (workdir / "training.png").exists():
-        arguments = command(name, seed, workdir)
-        logging.info("%s, seed %d: %s", name, seed, shlex.join(arguments))
-        workdir.mkdir(parents=True, exist_ok=True)
-        with (workdir / "log.txt").open("w") as log:
-            subprocess.run(arguments, stdout=log, stderr=log, check=True)
-    return [json.loads(line) for line in metrics.read_text().splitlines()]
+def train(factor: str, seed: int, lists: list[List]) -> dict:
+    """Trains one run and scores its teacher: a line of results.jsonl."""
+    workdir, arguments, started = workdir_of(factor, seed), command(factor, seed), time.time()
+    logging.info("%s, seed %d: %s", factor, seed, shlex.join(arguments))
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "log.txt").open("a") as log:
+        subprocess.run(arguments, stdout=log, stderr=log, check=True)
+    rates = {}
+    for recordings in dict.fromkeys(of.recordings for of in lists):
+        path = workdir / f"{Path(recordings).name}.npz"
+        corpus.embed_corpus([recordings], path, workdir)
+        embeddings, ids = scoring.load_embeddings(path)
+        for of in (of for of in lists if of.recordings == recordings):
+            scores = scoring.score_trials(embeddings, ids, of.trials)
+            np.save(scores_path(workdir, of), scores)
+            rates[of.name] = 100 * eer(scores, of.labels)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {"factor": factor, "seed": seed, "eer_percent": rates, **health(rows), **speed(workdir, started)}
 
 
-def summarise(rows: list[dict]) -> dict[str, float]:
-    """EER at the last step, and the mean of the signs of health over the last fifth of the steps."""
-    last = {name: value for row in rows for name, value in row.items()}
+def scores_path(workdir: Path, of: List) -> Path:
+    """Where the scores of a run on a list lie."""
+    return workdir / f"{of.name.replace('/', '-')}.npy"
+
+
+def health(rows: list[dict]) -> dict[str, float]:
+    """The means of the signs of health over the last fifth of the steps."""
     late = [row for row in rows if row["step"] > 0.8 * rows[-1]["step"]]
-    health = {}
-    for name in HEALTH:
-        values = [row[name] for row in late if name in row]
-        if values:
-            health[name] = statistics.fmean(values)
-    return {name: value for name, value in last.items() if name.startswith("eer_percent/")} | health
+    found = {name: [row[name] for row in late if name in row] for name in HEALTH}
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """A Markdown table: mean and, in brackets, lowest and highest over the seeds."""
-    columns = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
-    lines = ["| variant | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, runs in results.items():
-        cells = []
-        for column in columns:
-            values = [run[column] for run in runs if column in run]
-            cells.append(f"{statistics.fmean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "")
-        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def speed(workdir: Path, started: float) -> dict[str, float]:
+    """Minutes in all, and the median of the steps a second that the log tells of."""
+    found = re.findall(r"([\d.]+) steps/s", (workdir / "log.txt").read_text())
+    return {"minutes": (time.time() - started) / 60, "steps_per_second": statistics.median(map(float, found))}
 
 
-def label_free_agreement(rows: list[dict]) -> str:
-    """How the crops' EER, which needs no labels, ranks evaluations compared with the EER of the last trial list."""
-    trials = f"eer_percent/{Path(FLAGS.trials[-1]).stem}"
-    points = [(row["crop_eer_percent"], row[trials]) for row in rows if trials in row and "crop_eer_percent" in row]
-    if len(points) < 3:
+def rates_of(factor: str, seeds: list[int], of: List) -> np.ndarray:
+    """EER in % [seeds, draws] of a variant's runs when the list's speakers are drawn again."""
+    scores = [np.load(scores_path(workdir_of(factor, seed), of)) for seed in seeds]
+    return 100 * np.stack([of.bootstrap.rates(each) for each in scores])
+
+
+def over_seeds(rates: np.ndarray) -> np.ndarray:
+    """Means [draws] over seeds that are drawn again, too, the same for all that have as many."""
+    seeds, draws = rates.shape
+    drawn = np.random.default_rng(1).integers(seeds, size=(seeds, draws))
+    return np.take_along_axis(rates, drawn, axis=0).mean(0)
+
+
+def cell(results: list[dict], factor: str, of: List) -> tuple[str, str]:
+    """A variant's EER with its interval, and its difference from the first variant on the seeds that both have."""
+    mine = {row["seed"]: row["eer_percent"][of.name] for row in results if row["factor"] == factor}
+    low, high = intervals.interval(over_seeds(rates_of(factor, list(mine), of)))
+    value = f"{statistics.fmean(mine.values()):.1f} ({low:.1f}-{high:.1f})"
+    first = next(iter(FACTORS))
+    theirs = {row["seed"]: row["eer_percent"][of.name] for row in results if row["factor"] == first}
+    both = [seed for seed in mine if seed in theirs]
+    if factor == first or not both:
+        return value, ""
+    difference = over_seeds(rates_of(factor, both, of) - rates_of(first, both, of))
+    low, high = intervals.interval(difference)
+    mean = statistics.fmean(mine[seed] - theirs[seed] for seed in both)
+    return value, f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def report(results: list[dict], lists: list[List]) -> str:
+    """Tables of all variants that have run, best first by the last list, and what could be known without labels."""
+    factors = list(dict.fromkeys(row["factor"] for row in results))
+    runs = {factor: [row for row in results if row["factor"] == factor] for factor in factors}
+    mean = lambda factor, key: statistics.fmean(key(row) for row in runs[factor])  # noqa: E731
+    factors.sort(key=lambda factor: mean(factor, lambda row: row["eer_percent"][lists[-1].name]))
+    heading = ["variant", "seeds", "steps/s"]
+    for of in lists:
+        heading += [f"{of.name}, EER %", "against the first"]
+    lines = [heading + list(HEALTH)]
+    for factor in factors:
+        line = [factor, str(len(runs[factor])), f"{mean(factor, lambda row: row['steps_per_second']):.2f}"]
+        for of in lists:
+            line += cell(results, factor, of)
+        lines.append(line + [f"{mean(factor, lambda row, name=name: row.get(name, np.nan)):.1f}" for name in HEALTH])
+    return markdown(lines) + "\n\n" + label_free(results, lists[-1])
+
+
+def label_free(results: list[dict], of: List) -> str:
+    """How the held-out crops' EER, which needs no labels, ranks the runs, and which run it would have chosen."""
+    known = [row for row in results if "crop_eer_percent" in row]
+    if len(known) < 3:
         return ""
-    crops, labelled = zip(*points, strict=True)
-    rank_correlation = spearmanr(crops, labelled)[0]
-    return f"Spearman correlation of crop EER and {trials} over {len(points)} evaluations: {rank_correlation:.2f}\n"
+    crops, labelled = [row["crop_eer_percent"] for row in known], [row["eer_percent"][of.name] for row in known]
+    chosen = labelled[int(np.argmin(crops))]
+    correlation = spearmanr(crops, labelled)[0]
+    return (
+        f"Spearman correlation of crop EER and {of.name} over {len(known)} runs: {correlation:.2f}; the run of the "
+        f"least crop EER has {chosen:.1f} %, the best of all {min(labelled):.1f} %\n"
+    )
+
+
+def better_half(results: list[dict], factors: list[str], of: List) -> list[str]:
+    """The variants that go on: the first, and of the others the better half, rounded up."""
+    first, *others = factors
+    mean = lambda factor: statistics.fmean(  # noqa: E731
+        row["eer_percent"][of.name] for row in results if row["factor"] == factor
+    )
+    kept = sorted(others, key=mean)[: -(-len(others) // 2)]
+    return [first, *(factor for factor in others if factor in kept)]
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.INFO)
-    names = [list(VARIANTS)[int(i)] for i in FLAGS.variants] if FLAGS.variants else list(VARIANTS)
-    output, results, everything = Path(FLAGS.output), {}, []
-    started, done = time.time(), 0
+    names = list(FACTORS)
+    factors = [names[int(number)] for number in FLAGS.variants or range(len(names))]
+    if not FLAGS.distorted_dir:
+        factors = [factor for factor in factors if FACTORS[factor].get("data_dir") != "distorted"]
+    inputs = FLAGS.trials_input * (len(FLAGS.trials) if len(FLAGS.trials_input) == 1 else 1)
+    lists = [List(path, recordings) for path, recordings in zip(FLAGS.trials, inputs, strict=True)]
+    output, started, done = Path(FLAGS.output), time.time(), 0
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "results.jsonl"
+    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(FLAGS.seeds):
-        for name in names:
-            rows = train(name, seed)
-            results.setdefault(name, []).append(summarise(rows))
-            everything += rows
+        for factor in factors:
+            if any((row["factor"], row["seed"]) == (factor, seed) for row in results):
+                continue
+            took = (time.time() - started) / 60
+            if done and took + took / done > FLAGS.minutes:
+                logging.info("%d runs in %.0f minutes, no time for another: the same command goes on", done, took)
+                break
+            results.append(train(factor, seed, lists))
+            with file.open("a") as lines:
+                lines.write(json.dumps(results[-1]) + "\n")
             done += 1
-            left = (time.time() - started) / done * (FLAGS.seeds * len(names) - done)
-            logging.info("%d of %d runs, %.0f min left", done, FLAGS.seeds * len(names), left / 60)
-            (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-            (output / "table.md").write_text(table(results) + "\n" + label_free_agreement(everything))
-    print((output / "table.md").read_text())
-    print(f"written: {output / 'table.md'}, {output / 'results.json'}, and one run in each folder of {output}")
+            logging.info("round %d: %s: %s %%", seed + 1, factor, results[-1]["eer_percent"])
+        else:
+            factors = better_half(results, factors, lists[-1]) if FLAGS.halving else factors
+            continue
+        break
+    (output / "report.md").write_text(report(results, lists))
+    print((output / "report.md").read_text())
+    print(f"written: {output / 'report.md'}, {file}, and one run in each folder of {output}")
 
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
     flags.DEFINE_string("data_dir", None, "Prepared shards.", required=True)
-    flags.DEFINE_string("trials_input", None, "Audio folder that the trial lists speak of.", required=True)
+    flags.DEFINE_string("distorted_dir", "", "Shards of the same recordings prepared with --distortions=all.")
     flags.DEFINE_list("trials", None, "Trial lists; the last one is the one that counts.", required=True)
-    flags.DEFINE_string("output", "runs/ablation", "Where the runs and the table go.")
+    flags.DEFINE_list("trials_input", None, "Recordings that each list speaks of, or one for all.", required=True)
+    flags.DEFINE_string("output", "runs/ablation", "Where the runs and the report go.")
+    flags.DEFINE_string("base", "librispeech", "The config that the variants change.")
     flags.DEFINE_integer("steps", 300, "Training steps of each run.")
     flags.DEFINE_integer("width", 64, "Channels of the encoder.")
-    flags.DEFINE_integer("seeds", 3, "Runs of each variant.")
-    flags.DEFINE_list("variants", None, "Numbers of the variants to run, from 0; default all.")
+    flags.DEFINE_integer("seeds", 3, "Rounds: the runs of a variant that is never left behind.", 1)
+    flags.DEFINE_bool("halving", True, "Each round goes on with the better half of the last one.")
+    flags.DEFINE_float("minutes", 1e9, "No run begins that would not end within them.")
+    flags.DEFINE_integer("draws", 300, "Of the bootstrap.", 10)
+    flags.DEFINE_list("variants", None, "Numbers of the variants, from 0; default all. The first is compared with.")
     app.run(main)

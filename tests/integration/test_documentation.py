@@ -46,7 +46,7 @@ MORE = {
     "--config.views.global_frames=60,--config.views.local_frames=40,--config.views.local_count=1",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
-    "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0",
+    "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
 }
 EXTRAS = {"launch-check": "libtpu", ".onnx": "onnx", "--torch": "torch"}  # what some commands need beside the package
 DEMO = (
