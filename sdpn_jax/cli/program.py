@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 
 from sdpn_jax.cli import options
+from sdpn_jax.cli.adapt import adapt
 from sdpn_jax.cli.cluster import cluster
 from sdpn_jax.cli.compare import compare
 from sdpn_jax.cli.convert import convert
@@ -40,6 +41,7 @@ app.command(rich_help_panel=EVALUATION)(cluster)
 app.command(rich_help_panel=MODELS)(verify)
 app.command(rich_help_panel=MODELS)(enrol)
 app.command(rich_help_panel=MODELS)(identify)
+app.command(rich_help_panel=MODELS)(adapt)
 app.command(rich_help_panel=MODELS)(export)
 app.command(rich_help_panel=MODELS)(convert)
 

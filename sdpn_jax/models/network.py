@@ -14,7 +14,7 @@ from sdpn_jax.models.ecapa import ECAPA
 from sdpn_jax.models.ecapa_wespeaker import WeSpeakerECAPA
 from sdpn_jax.models.eres2net import ERes2NetV2
 from sdpn_jax.models.frames import Lengths
-from sdpn_jax.models.head import ProjectionHead
+from sdpn_jax.models.head import ProjectionHead, l2_normalise
 from sdpn_jax.models.layers import instance_norm
 from sdpn_jax.models.resnet import ResNet
 
@@ -22,6 +22,7 @@ Encoder: TypeAlias = ECAPA | ResNet | CAMPlus | WeSpeakerECAPA | ERes2NetV2
 
 MEL_BINS = 80
 FRONT_END, ENCODER = "sdpn", "ecapa"
+ADAPTATION = "adaptation"  # variables beside "params" and "batch_stats": mean [D] and transform [D, D]
 # Published encoders: the module, and the sizes that tell them from others of it.
 ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
     "ecapa": (ECAPA, {}),
@@ -63,8 +64,15 @@ class Network(nn.Module):
         return embedding, self.head(embedding, train)
 
     def embed(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B {self.embedding_size}"]:
-        """Embeds features with the running statistics; `lengths` in frames, for padded sequences."""
-        return self.encoder(self._normalised(log_mel, lengths), False, lengths)
+        """Embeds features with the running statistics; `lengths` in frames, for padded sequences.
+
+        Where the variables hold an "adaptation", the embedding is of unit length, less its mean, times its transform.
+        """
+        embedding = self.encoder(self._normalised(log_mel, lengths), False, lengths)
+        if not self.has_variable(ADAPTATION, "mean"):
+            return embedding
+        centred = l2_normalise(embedding) - self.get_variable(ADAPTATION, "mean")
+        return jnp.matmul(centred, self.get_variable(ADAPTATION, "transform"), precision=jax.lax.Precision.HIGHEST)
 
     def _normalised(self, log_mel: Float[Array, "B T F"], lengths: Lengths = None) -> Float[Array, "B T F"]:
         return instance_norm(log_mel, lengths) if self.front_end == FRONT_END else log_mel

@@ -1,12 +1,15 @@
 """A trained encoder as a folder to keep and share, with what people want to know of it in its model card."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import sizes_of
+from sdpn_jax.models.network import ADAPTATION, sizes_of
 from sdpn_jax.weights import checks, model_folder, run
 from sdpn_jax.weights.load import load_network, located
 
@@ -126,3 +129,24 @@ def _export_loaded(
         about, threshold = about | _measured(results), results["threshold_at_eer"]
     model_folder.write_model(output, sizes_of(network), variables, about, threshold, license, origin)
     return about
+
+
+def export_adapted(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    affine: tuple[np.ndarray, np.ndarray],
+    about: Mapping[str, str | float],
+    license: str = "unknown",
+) -> None:
+    """Writes the model in `source`, what `load_network` takes, with an adaptation: mean [D] and transform [D, D].
+
+    about: facts of the adaptation beside the model's own. The folder has no threshold, as cosines change.
+    """
+    place = located(source)
+    network, variables, _ = load_network(place)
+    own = model_folder.read_config(place)["about"] if model_folder.is_model(place) else {}
+    mean, transform = (np.asarray(array, np.float32) for array in affine)
+    variables = {**variables, ADAPTATION: {"mean": mean, "transform": transform}}
+    facts = {"adapted from": _line(os.fspath(source))} | own | dict(about)
+    sizes = sizes_of(network) | {"dtype": "float32", "remat": False}
+    model_folder.write_model(output, sizes, variables, facts, None, license, model_folder.ADAPTED)

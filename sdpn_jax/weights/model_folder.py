@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 from sdpn_jax import storage
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.models.network import ENCODER, FRONT_END, Network, initial_variables, network_of
+from sdpn_jax.models.network import ADAPTATION, ENCODER, FRONT_END, Network, initial_variables, network_of
 from sdpn_jax.weights import checks, sdpn_names
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -56,6 +56,7 @@ speakers, languages, rooms and microphones.
 TRAINED = (
     "A speaker encoder trained without speaker labels by SDPN (Self-Distillation Prototypes Network, arXiv 2308.02774)"
 )
+ADAPTED = "A speaker encoder adapted to a domain by unlabelled recordings of it"
 CONVERTED = "A speaker encoder converted from the weights of another toolkit"
 
 
@@ -180,6 +181,10 @@ def read_model(folder: str | os.PathLike) -> tuple[Network, dict, dict]:
     wanted: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: initial_variables(network, 0)), sep="/")
     if not any(name.startswith(HEAD) for name in flat):  # as weights of other toolkits have none
         wanted = {name: array for name, array in wanted.items() if not name.startswith(HEAD)}
+    if any(name.startswith(f"{ADAPTATION}/") for name in flat):
+        size = network.embedding_size
+        shapes = {"mean": (size,), "transform": (size, size)}
+        wanted |= {f"{ADAPTATION}/{name}": jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     wrong = sorted(
         {*wanted} ^ {*flat} | {name for name in {*wanted} & {*flat} if wanted[name].shape != flat[name].shape}
     )

@@ -1,0 +1,62 @@
+"""Recordings of a domain as embeddings of the whole and of crops, for adapting a model to it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sdpn_jax.data import audio
+from sdpn_jax.data.features import LogMel
+from sdpn_jax.errors import UserError
+from sdpn_jax.speaker import corpus, embedder
+from sdpn_jax.weights.load import load_network
+
+CROPS = 4  # at most, of one recording
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Embeddings [N, D] of whole recordings, those [M, D] of their crops, and the recording that each crop is from.
+
+    skipped: (path, reason) of what could not be used.
+    """
+
+    embeddings: Float[np.ndarray, "N D"]
+    crops: Float[np.ndarray, "M D"]
+    recordings: Int[np.ndarray, " M"]
+    skipped: list[tuple[str, str]]
+
+
+def read(
+    model: str | os.PathLike, source: str | os.PathLike, crop_seconds: float, reading: audio.Reading = audio.DEFAULT
+) -> Domain:
+    """Embeds recordings and up to CROPS crops of each that do not overlap, in bounded memory.
+
+    model: as in `load_network`; an adaptation that it has is left out. source: as in `corpus.plan`. Raises UserError
+    when no recording can be used.
+    """
+    network, variables, _ = load_network(model)
+    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    frames = round(crop_seconds * corpus.FRAMES_PER_SECOND)
+    notes, numbers = corpus.Notes(), []
+
+    def log_mels() -> Iterator[LogMel]:
+        recording = 0
+        for part in corpus.plan([source]):
+            for _, log_mel in corpus.read_part(part, notes, reading, network.front_end):
+                numbers.append(-1)
+                yield log_mel
+                for start in range(0, min(len(log_mel) // frames, CROPS) * frames, frames):
+                    numbers.append(recording)
+                    yield log_mel[start : start + frames]
+                recording += 1
+
+    embedded = list(corpus.embed_in_turn(partial(embedder.Embedder(network), variables), log_mels()))
+    if not embedded:
+        raise UserError(f"none of the {len(notes.skipped)} recordings in {source} can be used")
+    rows, numbered = np.concatenate(embedded), np.asarray(numbers)
+    whole = numbered < 0
+    return Domain(rows[whole], rows[~whole], numbered[~whole], notes.skipped)
