@@ -74,9 +74,9 @@ def crop_rates(
 def choose(rates: Float[np.ndarray, "halves candidates"]) -> int:
     """Chooses the candidate, in the order from none on, that is as good as the best one.
 
-    Of all within one standard deviation, over the halves, of their difference from the best it is the first: the one
-    that changes least.
+    Of all whose difference from the best is within its standard error over the halves it is the first: the one that
+    changes least.
     """
     best = int(np.argmin(rates.mean(0)))
     worse = rates - rates[:, [best]]
-    return int(np.argmax(worse.mean(0) <= worse.std(0)))
+    return int(np.argmax(worse.mean(0) <= worse.std(0) / np.sqrt(len(rates))))
