@@ -7,7 +7,7 @@ utterance. Shapes: B utterances, V views, T frames, F mel bins; samples are floa
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int16, PRNGKe
 from sdpn_jax import storage
 from sdpn_jax.arrays import read_npz
 from sdpn_jax.data import augment, features
+from sdpn_jax.data.device_channels import distort
 from sdpn_jax.data.pipeline import Views
 from sdpn_jax.data.shards import Shards
 from sdpn_jax.errors import UserError
@@ -198,19 +199,20 @@ def _stretch(key_width: PRNGKeyArray, key_start: PRNGKeyArray, length: int, max_
 
 
 def make_views(
-    key: PRNGKeyArray, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views
+    key: PRNGKeyArray, batch: dict, bank: dict, kinds: tuple[str, ...], views: Views, distortions: Sequence[str] = ()
 ) -> dict[str, Float32[Array, "B _V _T F"]]:
     """Turns waveform segments into {"global", "local"} views, float32 log-mel: the local ones augmented and masked.
 
     So are augmented, by their share, global ones; the others are clean. batch: as pipeline.dataset gives it for shards
-    of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}.
+    of waveforms; views: pipeline.Views; bank: {"noise", "rirs"}; distortions: of device_channels.
     """
 
     def augmented(key, segment, first, num_samples, frames):
         history = len(segment) - features.view_samples(frames)
         place = jnp.maximum(first, 0) - history + jnp.arange(len(segment))
         audible = (place >= 0) & (place < num_samples)
-        return augment_segment(key, segment, audible, bank, kinds)
+        segment = augment_segment(key, segment, audible, bank, kinds)
+        return distort(jax.random.fold_in(key, 1), segment, audible, distortions) if distortions else segment
 
     def whole(key, segment, first, num_samples, padded):
         samples = segment.astype(jnp.float32) / 32768
@@ -255,6 +257,6 @@ def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callab
 
     def of_step(step, batch, arrays):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), step)
-        return make_views(key, batch, arrays, bank.kinds, views)
+        return make_views(key, batch, arrays, bank.kinds, views, shards.distortions)
 
     return {"noise": bank.noise, "rirs": bank.rirs}, of_step

@@ -47,7 +47,7 @@ class Recipe:
     sources_fingerprint: str
     store: str = "log_mel"  # or "waveform", to be augmented on the accelerator
     reading: audio.Reading = audio.DEFAULT
-    distortions: tuple[str, ...] = ()  # of channels.SHARES, of the augmented versions
+    distortions: tuple[str, ...] = ()  # of channels.SHARES, of augmented versions, here or on the accelerator
 
     def fingerprint(self) -> list:
         """Changes whenever what is made of an utterance would."""
@@ -95,10 +95,6 @@ def make_recipe(
     distortions: Sequence[str] = (),
 ) -> Recipe:
     """Makes the recipe from the command's options; raises UserError for folders without usable files."""
-    if distortions and store == "waveform":
-        raise UserError(
-            "--distortions are of prepared features: to waveforms the accelerator adds noise and rooms alone"
-        )
     if unknown := [name for name in distortions if name not in channels.SHARES]:
         raise UserError(f"--distortions: {unknown[0]!r} is none of {', '.join(channels.SHARES)}, all or none")
     if augmentations < 0:

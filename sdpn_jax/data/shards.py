@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sdpn_jax import storage
 from sdpn_jax.data import features, records
+from sdpn_jax.data.channels import SHARES
 from sdpn_jax.errors import UserError, shown
 
 try:
@@ -55,6 +56,11 @@ class Shards:
         return self.metadata.get("store", "log_mel")
 
     @property
+    def distortions(self) -> list[str]:
+        """What augmented versions go through beside noise and rooms, of channels.SHARES."""
+        return self.metadata.get("distortions", [])
+
+    @property
     def counts(self) -> list[int]:
         """Records of each shard."""
         return [entry["utterances"] for entry in self.metadata["shards"]]
@@ -68,6 +74,8 @@ class Shards:
         """A digest of what the records are made of, whichever folder they lie in."""
         told = {key: self.metadata.get(key) for key in ("format_version", "features", "store", "augmentations", "seed")}
         told["bank"] = self.metadata.get("bank", "")
+        if self.distortions:  # earlier versions knew none
+            told["distortions"] = self.distortions
         return hashlib.sha256(json.dumps([told, self.metadata["shards"]], sort_keys=True).encode()).hexdigest()
 
 
@@ -190,6 +198,9 @@ def _check_fields(metadata: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {shown(metadata[name])}")
     if metadata.get("store", "log_mel") not in ("log_mel", "waveform"):
         raise ValueError(f"store is {shown(metadata['store'])}")
+    distortions = metadata.get("distortions", [])
+    if type(distortions) is not list or not all(type(name) is str and name in SHARES for name in distortions):
+        raise ValueError(f"distortions are {shown(distortions)}")
     for entry in metadata["shards"]:
         name, sizes = entry["name"], (entry["utterances"], entry["bytes"])
         if type(name) is not str or not name or name != os.path.basename(name) or name in (".", "..") or "\0" in name:

@@ -178,6 +178,21 @@ def test_global_views_are_augmented_by_their_share(bank, share):
     np.testing.assert_allclose(np.sort(apart)[:5], 0, atol=1e-3)
 
 
+def test_distortions_change_the_augmented_views_alone(bank):
+    item, arrays = recording(20000, 0), {"noise": jnp.asarray(bank.noise), "rirs": jnp.asarray(bank.rirs)}
+    views = Views(global_frames=40, local_count=30, local_frames=20, mask_probability=0.0)
+    batch = {name: v[None] for name, v in pipeline.make_segments(item, views, np.random.default_rng(0)).items()}
+    plain, gained = (
+        device.make_views(jax.random.key(3), batch, arrays, bank.kinds, views, names) for names in ((), ("gain",))
+    )
+    np.testing.assert_array_equal(plain["global"], gained["global"])
+    moved = np.asarray(gained["local"] - plain["local"])[0]  # by a gain, alike wherever it is not near silence
+    levels = np.median(moved, axis=(1, 2))
+    assert np.mean(np.abs(moved - levels[:, None, None]) < 0.01) > 0.95
+    decibels = levels * 10 / np.log(10)
+    assert -25 <= decibels.min() < -15 and -5 < decibels.max() <= 5
+
+
 def test_a_bank_is_a_function_of_the_seed(tmp_path):
     one, two = (device.make_bank(augment.Sources(), 0, stretches=3, seconds=0.5, rirs=4) for _ in range(2))
     assert one.kinds == ("noise",)

@@ -58,6 +58,7 @@ def test_metadata(tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {"utterances": 2}, {"utterances": "1"}, {"utterances": True}, {"hours": None}, {"store": "x"}, {"store": []},
+    {"distortions": "all"}, {"distortions": ["gain", "fuzz"]}, {"distortions": [[]]},
     {"shards": []}, {"shards": {}}, {"shards": [3]}, {"shards": [{"name": "a", "bytes": -1, "utterances": 1}]},
     *({"shards": [{"name": name, "bytes": 3, "utterances": 1}]} for name in ("/etc/passwd", "../a", "..", "", 3)),
 ])  # fmt: skip
