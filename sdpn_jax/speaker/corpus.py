@@ -191,7 +191,8 @@ def embedding_function(
         return lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which, "sdpn"
     network, variables, _ = load_network(model, which, step)
     digest = embedder.fingerprint(network, variables)
-    return partial(embedder.Embedder(network), variables), digest, network.front_end
+    embed = embedder.Embedder(network)
+    return partial(embed, embed.put(variables)), digest, network.front_end
 
 
 def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np.ndarray, "n D"]]:

@@ -39,7 +39,8 @@ def read(
     when no recording can be used.
     """
     network, variables, _ = load_network(model)
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
+    embed = embedder.Embedder(network)
+    variables = embed.put({name: variables[name] for name in ("params", "batch_stats")})
     frames = round(crop_seconds * corpus.FRAMES_PER_SECOND)
     notes, numbers = corpus.Notes(), []
 
@@ -54,7 +55,7 @@ def read(
                     yield log_mel[start : start + frames]
                 recording += 1
 
-    embedded = list(corpus.embed_in_turn(partial(embedder.Embedder(network), variables), log_mels()))
+    embedded = list(corpus.embed_in_turn(partial(embed, variables), log_mels()))
     if not embedded:
         raise UserError(f"none of the {len(notes.skipped)} recordings in {source} can be used")
     rows, numbered = np.concatenate(embedded), np.asarray(numbers)

@@ -15,7 +15,7 @@ from sdpn_jax.data.features import LogMel
 from sdpn_jax.models.network import ENCODER, FRONT_END, Network, sizes_of
 from sdpn_jax.vectors import unit
 
-STEP = 128  # frames (1.28 s): short lengths are padded to multiples of it
+STEP = 16  # frames (0.16 s): lengths up to 1.28 s are padded to multiples of it
 BATCH_FRAMES = {"cpu": 4096}  # frames of a padded batch on one device: on CPUs its activations should fit the caches
 ACCELERATOR_BATCH_FRAMES = 65536
 # XLA's library for reductions on CPUs (jaxlib 0.10) keeps each sum over time as an array of its own: without it the
@@ -48,8 +48,7 @@ class Embedder:
         return jax.device_put(variables, self._everywhere)
 
     def __call__(self, variables: dict, log_mels: LogMels) -> Float32[np.ndarray, "N D"]:
-        """Embeds log-mels with the running statistics of `variables`."""
-        variables = self.put(variables)
+        """Embeds log-mels with the running statistics of `variables`, best as `put` returns them."""
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
         for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
             size = min(self.rows_at_once(padded_frames), few_sizes(-(-len(rows) // self._devices)) * self._devices)
@@ -88,7 +87,7 @@ def _described(network: Network) -> str:
 def padded_length(frames: int) -> int:
     """Returns the length an utterance is padded to: four to an octave, so that few shapes are compiled.
 
-    At most 49 lengths up to three hours; beyond 5 s at most a fifth of one is padding.
+    At most 61 lengths up to three hours; beyond 0.6 s at most a fifth of one is padding.
     """
     step = max(STEP, 1 << max(0, (frames - 1).bit_length() - 3))
     return -(-frames // step) * step

@@ -57,6 +57,7 @@ class Evaluator:
     def __call__(self, variables: dict[str, Any]) -> dict[str, float]:
         """Evaluates the teacher's variables: {"eer_percent/<list>": ..., "crop_retrieval_percent": ..., ...}."""
         row: dict[str, float] = {}
+        variables = self._embed.put(variables)
         if self._crops:
             row |= crop_retrieval(self._embed(variables, list(self._crops[0])), self._crops[1])
             logging.info(
