@@ -46,10 +46,16 @@ MORE = {
     "benchmarks/scaling.py": "--batches=2 --devices=1 --batch=2 --repeats=1 --step_flags="
     "--config.views.global_frames=60,--config.views.local_frames=40,--config.views.local_count=1",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
+    "benchmarks/encoders.py": "--encoders=campplus --rows=1 --repeats=1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT}",
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
 }
-EXTRAS = {"launch-check": "libtpu", ".onnx": "onnx", "--torch": "torch"}  # what some commands need beside the package
+EXTRAS = {
+    "launch-check": "libtpu",
+    ".onnx": "onnx",
+    "--torch": "torch",
+    "encoders.py": "torch",
+}  # what some commands need beside the package
 DEMO = (
     " --config.demo.train_speakers=3 --config.demo.train_utterances=3 --config.demo.test_speakers=2 "
     "--config.demo.test_utterances=2"
