@@ -21,9 +21,9 @@ import numpy as np
 from absl import app, flags
 
 from sdpn_jax.models.network import MEL_BINS, initial_variables, network_of, sizes_of
+from sdpn_jax.speaker.corpus import FRAMES_PER_SECOND
 from sdpn_jax.weights import model_folder, onnx_file
 
-FRAMES_PER_SECOND = 100
 SIZES = {  # embeddings and widths as published, where they are not the defaults
     "ecapa": {"embedding_size": 192},
     "campplus": {"embedding_size": 512},
@@ -105,11 +105,11 @@ def agreement(embeddings: np.ndarray, reference: np.ndarray) -> float:
 
 def benchmark(name: str, folder: Path) -> dict:
     """{way: its figures} of one encoder."""
-    rng, rows = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
     parameters = written(name, folder)
     ways = {way: measure.Elsewhere(Way, way, folder) for way in WAYS}
     batches = {
-        f"{count} x {seconds} s": rng.standard_normal((count, seconds * FRAMES_PER_SECOND, MEL_BINS), np.float32)
+        f"{count} x {seconds} s": rng.standard_normal((count, round(seconds * FRAMES_PER_SECOND), MEL_BINS), np.float32)
         for count in map(int, FLAGS.rows)
         for seconds in map(int, FLAGS.seconds)
     }

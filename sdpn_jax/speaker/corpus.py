@@ -127,10 +127,12 @@ def read_part(
             yield cut.id, result.log_mel
 
 
-def read_features(source: str | os.PathLike, notes: Notes) -> Iterator[tuple[str, LogMel]]:
+def read_features(
+    source: str | os.PathLike, notes: Notes, reading: audio.Reading = audio.DEFAULT, front_end: str = "sdpn"
+) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a source; see `read_part`."""
     for part in plan([source]):
-        yield from read_part(part, notes)
+        yield from read_part(part, notes, reading, front_end)
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,13 @@ def read(
     notes, numbers = corpus.Notes(), []
 
     def log_mels() -> Iterator[LogMel]:
-        recording = 0
-        for part in corpus.plan([source]):
-            for _, log_mel in corpus.read_part(part, notes, reading, network.front_end):
-                numbers.append(-1)
-                yield log_mel
-                for start in range(0, min(len(log_mel) // frames, CROPS) * frames, frames):
-                    numbers.append(recording)
-                    yield log_mel[start : start + frames]
-                recording += 1
+        features = corpus.read_features(source, notes, reading, network.front_end)
+        for recording, (_, log_mel) in enumerate(features):
+            numbers.append(-1)
+            yield log_mel
+            for start in range(0, min(len(log_mel) // frames, CROPS) * frames, frames):
+                numbers.append(recording)
+                yield log_mel[start : start + frames]
 
     embedded = list(corpus.embed_in_turn(partial(embed, variables), log_mels()))
     if not embedded:
