@@ -1,7 +1,9 @@
 """The config of a training run: every field with its meaning, unit and bounds, and the checks before a run begins.
 
 A config file is Python with a function get_config() that returns an ml_collections.ConfigDict, made by `default()` or
-`load("vox2")` and changed field by field. On the command line `--config.FIELD=VALUE` changes it further.
+`load("vox2")` and changed field by field. On the command line `--config.FIELD=VALUE` changes it further. Where the file
+has a function fit(config), it may then choose what depends on the data that data_dir names (see configs/own.py); what
+the command line says stays.
 """
 
 import difflib
@@ -85,7 +87,11 @@ FIELDS: dict[str, Field] = {
     "warmup_steps": Field(0, "steps of the warm-up; unless 0 they replace warmup_epochs", at_least=0, change=SCHEDULE),
     "learning_rate": Field(0.4, "peak at a batch of 256; it is scaled with batch_size", at_least=0.0, change=SCHEDULE),
     "final_learning_rate": Field(1e-5, "at the last step, not scaled", at_least=0.0, change=SCHEDULE),
-    "momentum": Field(0.9, "of SGD", at_least=0.0, at_most=1.0),
+    "optimizer": Field(
+        "sgd", "of network and prototypes; adamw and muon want a learning_rate a hundred times less",
+        choices=("sgd", "lars", "adamw", "muon"),
+    ),
+    "momentum": Field(0.9, "of the gradients; the first of Adam's two", at_least=0.0, at_most=1.0),
     "weight_decay": Field(5e-5, "on tensors of two or more dimensions, not on prototypes", at_least=0.0),
     "clip_norm": Field(3.0, "largest norm of a gradient; prototypes are not clipped", above=0.0),
     "clip_scope": Field(
@@ -300,11 +306,12 @@ def check_same_run(config: Config, theirs: dict, workdir: str | os.PathLike, ext
     """Checks that a run with checkpoints goes on as it began; raises UserError naming the fields that differ.
 
     theirs: that run's config as `as_json` keeps it; a field that it does not know yet has its default. Converted
-    weights fix their sizes alone: once training goes on from them, their config is that of any run. extend: whether
-    the schedule may differ.
+    weights fix their sizes and the optimizer, whose state is beside them: once training goes on from them, their config
+    is that of any run. extend: whether the schedule may differ.
     """
     ours, known = _flat(as_json(config)), _flat(theirs)
-    unknown = ours if "converted_from" in theirs else _flat(as_json(default()))
+    defaults = _flat(as_json(default()))
+    unknown = ours | {"optimizer": defaults["optimizer"]} if "converted_from" in theirs else defaults
     before = {name: known.get(name, unknown[name]) for name in FIELDS}
     for kind, remedy in (
         (IDENTITY, "choose another --workdir, or delete that one to start anew"),
@@ -351,7 +358,12 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     its type. Values are not checked yet; see `check`.
     """
     path = find(str(source))
-    return _overridden(_get_config(path), overrides)
+    module = _run(path, lambda: _module(path))
+    config = _overridden(_get_config(path, module), overrides)
+    if not hasattr(module, "fit"):
+        return config
+    _run(path, lambda: module.fit(config))
+    return _overridden(config, overrides)
 
 
 def find(source: str) -> Path:
@@ -411,14 +423,19 @@ def _shipped_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def _get_config(path: Path) -> Config:
-    """What get_config() of the file returns; UserError with file and line for whatever goes wrong in it."""
+def _run(path: Path, function: Callable[[], Any]) -> Any:
+    """Runs what a config file holds; UserError with file and line for whatever goes wrong in it."""
     try:
-        config = _module(path).get_config()
+        return function()
     except UserError:
         raise
     except Exception as error:  # a config is a program of the user's: anything may happen in it
         raise UserError(f"{_place(path, error)}: {_one_line(error)}") from error
+
+
+def _get_config(path: Path, module: ModuleType) -> Config:
+    """What get_config() of the file returns, checked for being a whole config."""
+    config = _run(path, lambda: module.get_config())
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict: begin with default()")
     missing = [name for name in FIELDS if not _has(config, name)]

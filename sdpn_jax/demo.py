@@ -82,7 +82,7 @@ What is where
 
 The same with your own recordings (a folder of WAV, FLAC, OGG, MP3 or M4A; no labels)
   sdpn prepare --input=RECORDINGS --output=data/mine [--noise=MUSAN --rirs=RIRS]
-  sdpn train --config=librispeech --config.data_dir=data/mine --workdir=runs/mine
+  sdpn train --config=own --config.data_dir=data/mine --workdir=runs/mine
   sdpn embed OTHER_RECORDINGS --model=runs/mine --output=embeddings.npz
   sdpn score --embeddings=embeddings.npz --trials=TRIALS.txt --output=scores   (lines: 1 a.wav b.wav)
 """

@@ -1,5 +1,6 @@
 """The config: shipped ones, a user's own, flags, and what is refused with which words."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdpn_jax import config as configs
+from sdpn_jax.data import features
 from sdpn_jax.data.pipeline import Views
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import ENCODERS, Network, network_of
@@ -164,6 +166,57 @@ def test_a_path_relative_to_the_working_directory_keeps_its_line(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^mine\.py, line 5: the config has no field"):
         configs.load("mine.py")
+
+
+def test_a_converted_run_takes_any_config_but_another_optimizer():
+    theirs = {"converted_from": "a.pth", "model": {"embedding_size": 512}}
+    configs.check_same_run(configs.load("vox2", ["--config.batch_size=64"]), theirs, "runs/a")
+    with pytest.raises(UserError, match="runs/a holds a run with optimizer='sgd', this config has 'adamw'"):
+        configs.check_same_run(configs.load("vox2", ["--config.optimizer=adamw"]), theirs, "runs/a")
+
+
+FITTED = """from sdpn_jax.config import default
+
+def get_config():
+    return default()
+
+def fit(config):
+    config.num_steps = len(config.data_dir)
+    config.held_out = {held_out}
+"""
+
+
+def test_a_config_may_follow_its_data_and_the_command_line_has_the_last_word(tmp_path):
+    path = tmp_path / "fitted.py"
+    path.write_text(FITTED.format(held_out=7))
+    assert configs.load(path).num_steps == len("data/vox2")
+    config = configs.load(path, ["--config.data_dir=four", "--config.held_out=3"])
+    assert (config.num_steps, config.held_out) == (4, 3)
+    path.write_text(FITTED.format(held_out="'many'"))
+    with pytest.raises(UserError, match=r"fitted\.py, line 8: TypeError: .*held_out"):
+        configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("utterances", "chosen"),
+    [
+        (3, (2, 100, 0)),
+        (251, (32, 700, 12)),
+        (2251, (32, 2100, 112)),
+        (25_000, (64, 7000, 500)),
+        (90_000, (128, 13300, 500)),
+    ],
+)
+def test_own_follows_the_number_of_utterances(tmp_path, utterances, chosen):
+    """By hand: 700 sqrt(2251 / 250) = 2,100.5; what follows fits the data, whatever their number."""
+    metadata = {"format_version": 2, "features": dataclasses.asdict(features.DEFAULT), "shards": []}
+    shard = {"name": "a", "utterances": utterances, "bytes": 1}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata | {"utterances": utterances, "shards": [shard]}))
+    config = configs.load("own", [f"--config.data_dir={tmp_path}"])
+    assert (config.batch_size, config.num_steps, config.held_out) == chosen
+    configs.check(config)
+    configs.check_data(config, utterances, "log_mel")
+    assert configs.load("own", [f"--config.data_dir={tmp_path}", "--config.batch_size=2"]).batch_size == 2
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_three_steps_are_the_same(targets):
         network = network_of(config.model)
         learning_rate = lambda step: jnp.array(rates)[step]  # noqa: E731
         momentum = lambda step: jnp.array(momenta)[step]  # noqa: E731
-        optimizer = optim.sgd(learning_rate, config.momentum, config.weight_decay, config.clip_norm)
+        optimizer = optim.optimizer(learning_rate, config.momentum, config.weight_decay, config.clip_norm)
         state = init_state(network, config.num_prototypes, optimizer, 0)
         state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
         theirs = torch_counterpart.counterpart_of(config, jax.device_get(state))

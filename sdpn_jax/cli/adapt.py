@@ -5,15 +5,24 @@ from typing import Annotated
 
 from typer import Option
 
-from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.cli.options import (
+    MAX_SECONDS,
+    PRETRAINED,
+    Channel,
+    Json,
+    MaxSeconds,
+    Model,
+    keep_compiled_programs,
+    reading_of,
+)
 from sdpn_jax.errors import UserError, returns_exit_code
 
 
 @returns_exit_code
 def adapt(
-    model: Model,
     input: Annotated[str, Option(help="Unlabelled recordings of the domain: folder, list, Kaldi data or manifest.")],
     output: Annotated[str, Option("--output", "-o", help="New model folder.")],
+    model: Model = PRETRAINED,
     shrinkage: Annotated[
         float | None,
         Option(

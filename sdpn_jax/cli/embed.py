@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from sdpn_jax.cli.options import (
     MAX_SECONDS,
+    PRETRAINED,
     Channel,
     Json,
     MaxSeconds,
@@ -15,7 +16,7 @@ from sdpn_jax.cli.options import (
     keep_compiled_programs,
     reading_of,
 )
-from sdpn_jax.errors import UserError, returns_exit_code
+from sdpn_jax.errors import returns_exit_code
 
 ENDS = {"npz": ".npz", "npy": "", "kaldi": ".ark", "parquet": ".parquet"}  # of the outputs' names
 
@@ -26,7 +27,7 @@ def embed(
         list[str], Argument(help="Files, folders, lists of paths, Kaldi data folders, manifests, or prepared shards.")
     ],
     output: Annotated[str, Option("--output", "-o", help="File to write; with --format=npy a folder.")],
-    model: Model = "",
+    model: Model = PRETRAINED,
     format: Annotated[
         Literal["npz", "npy", "kaldi", "parquet"],
         Option(help="npz: all in one file; npy: embeddings.npy, ids.txt, seconds.npy; kaldi: .ark and .scp; parquet."),
@@ -54,8 +55,6 @@ def embed(
     keep_compiled_programs()
     from sdpn_jax.speaker import corpus
 
-    if not model and encoder != "statistics":
-        raise UserError("--model is missing: a model folder, a training workdir or a PyTorch checkpoint")
     base = next((output.removesuffix(end) for end in ENDS.values() if end and output.endswith(end)), output)
     path = base + ENDS[format]
     reading = reading_of(channel, max_seconds)

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.cli.options import (
+    MAX_SECONDS,
+    PRETRAINED,
+    Channel,
+    Json,
+    MaxSeconds,
+    Model,
+    keep_compiled_programs,
+    reading_of,
+)
 from sdpn_jax.errors import one_line, returns_exit_code
 
 
@@ -14,7 +23,7 @@ def enrol(
     recordings: Annotated[list[str], Argument(help="Recordings of the speaker.")],
     name: Annotated[str, Option(help="The speaker.")],
     gallery: Annotated[str, Option(help="The gallery, an .npz file, made where there is none.")],
-    model: Model,
+    model: Model = PRETRAINED,
     channel: Channel = "mean",
     max_seconds: MaxSeconds = MAX_SECONDS,
     json: Json = False,

@@ -33,6 +33,10 @@ def export(
     ] = "float32",
     encoder: Annotated[Literal["teacher", "student"], Option(help="Of a training run.")] = "teacher",
     step: Annotated[int | None, Option(help="Checkpoint of a training run; default: the newest.")] = None,
+    without_head: Annotated[
+        bool,
+        Option("--without_head", help="Of a folder: leave out the projection head, with which only training goes on."),
+    ] = False,
 ) -> int:
     """Write a trained encoder to keep and share.
 
@@ -42,10 +46,10 @@ def export(
     kind = format or ENDINGS.get(PurePosixPath(output).suffix, "folder")
     if kind != "onnx" and (takes, weights) != ("samples", "float32"):
         raise UserError(f"--takes and --weights are of ONNX files, and --format is {kind}: leave them out")
-    if kind != "folder" and results:
-        raise UserError(f"--results goes into a model folder, and --format is {kind}: leave it out")
+    if kind != "folder" and (results or without_head):
+        raise UserError(f"--results and --without_head are of model folders, and --format is {kind}: leave them out")
     if kind == "folder":
-        _folder(model, output, encoder, step, results, license)
+        _folder(model, output, encoder, step, results, license, not without_head)
     elif kind == "onnx":
         _onnx(model, output, encoder, step, takes, weights)
     else:
@@ -53,12 +57,14 @@ def export(
     return 0
 
 
-def _folder(model: str, output: str, encoder: str, step: int | None, results: str | None, license: str) -> None:
+def _folder(
+    model: str, output: str, encoder: str, step: int | None, results: str | None, license: str, with_head: bool
+) -> None:
     from sdpn_jax import storage
     from sdpn_jax.weights import export as exporting
     from sdpn_jax.weights import model_folder
 
-    for name, value in exporting.export_model(model, output, encoder, step, results, license).items():
+    for name, value in exporting.export_model(model, output, encoder, step, results, license, with_head).items():
         print(f"{name}: {value}")
     for name in (model_folder.CONFIG, model_folder.WEIGHTS, model_folder.CARD):
         print(f"wrote {storage.place(output) / name}")

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.cli.options import (
+    MAX_SECONDS,
+    PRETRAINED,
+    Channel,
+    Json,
+    MaxSeconds,
+    Model,
+    keep_compiled_programs,
+    reading_of,
+)
 from sdpn_jax.errors import OK, VERDICT, UserError, one_line, returns_exit_code
 
 
@@ -13,7 +22,7 @@ from sdpn_jax.errors import OK, VERDICT, UserError, one_line, returns_exit_code
 def identify(
     recordings: Annotated[list[str], Argument(help="Recordings, one speaker in each.")],
     gallery: Annotated[str, Option(help="The gallery that `sdpn enrol` made.")],
-    model: Model,
+    model: Model = PRETRAINED,
     threshold: Annotated[
         float | None, Option(help="The cosine from which it is the speaker; default: the model's.")
     ] = None,

@@ -6,15 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
+import sdpn_jax
 from sdpn_jax.errors import UserError
 
 Model = Annotated[
     str,
     typer.Option(
         help="Model folder, training workdir, file of weights of this or another toolkit, or "
-        "hf://OWNER/NAME, modelscope://OWNER/NAME."
+        "hf://OWNER/NAME, modelscope://OWNER/NAME.",
+        show_default="the one in the package",
     ),
 ]
+PRETRAINED = str(sdpn_jax.PRETRAINED)  # the default of Model
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
 Channel = Annotated[str, typer.Option(help="Of recordings of several: mean, or the number of one, from 1.")]
 MaxSeconds = Annotated[float, typer.Option("--max_seconds", help="Longer recordings are skipped.", min=1.0)]

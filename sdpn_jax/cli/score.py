@@ -18,6 +18,12 @@ def score(
     ] = None,
     cohort: Annotated[str | None, Option(help="Embeddings of other, unlabelled speech, for normalised scores.")] = None,
     top: Annotated[int, Option(help="Of AS-norm: how many of the cohort's nearest; at most half of it.", min=2)] = 300,
+    shrinkage: Annotated[
+        float,
+        Option(
+            help="Of whitening by the cohort: 1 subtracts its mean alone, 0.1 whitens almost all.", min=0.01, max=1.0
+        ),
+    ] = 0.7,
     calibration: Annotated[
         str | None, Option(help="results.json of another scored list, for log-likelihood ratios.")
     ] = None,
@@ -32,7 +38,7 @@ def score(
 
     Writes scores.txt (`enrol test score`, in the list's order), results.json, report.md, det.png and histogram.png. Of
     a list without labels only the scores are written. --skip_missing adds skipped_trials.txt (`line enrol test`),
-    --cohort mean-subtracted, S-norm and AS-norm scores.
+    --cohort mean-subtracted, whitened, S-norm and AS-norm scores.
     """
     from sdpn_jax.eval import score as scorer
 
@@ -48,6 +54,7 @@ def score(
         with_page=report,
         projection=map,
         skip_missing=skip_missing,
+        shrinkage=shrinkage,
     )
     print(scorer.summary(results, output))
     return 0

@@ -6,7 +6,16 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sdpn_jax.cli.options import MAX_SECONDS, Channel, Json, MaxSeconds, Model, keep_compiled_programs, reading_of
+from sdpn_jax.cli.options import (
+    MAX_SECONDS,
+    PRETRAINED,
+    Channel,
+    Json,
+    MaxSeconds,
+    Model,
+    keep_compiled_programs,
+    reading_of,
+)
 from sdpn_jax.errors import OK, VERDICT, returns_exit_code
 
 
@@ -14,7 +23,7 @@ from sdpn_jax.errors import OK, VERDICT, returns_exit_code
 def verify(
     a: Annotated[str, Argument(help="A recording.", metavar="A.wav")],
     b: Annotated[str, Argument(help="Another one.", metavar="B.wav")],
-    model: Model,
+    model: Model = PRETRAINED,
     threshold: Annotated[
         float | None, Option(help="The cosine from which speakers count as the same; default: the model's.")
     ] = None,

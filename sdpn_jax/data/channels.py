@@ -20,9 +20,9 @@ from sdpn_jax.data.audio import SAMPLE_RATE
 Waveform: TypeAlias = Float[np.ndarray, " N"]
 
 # How often each distortion is applied; they are applied in this order, that of a recording's way.
-SHARES = {"equaliser": 0.8, "clipping": 0.1, "band": 0.3, "codec": 0.4, "loss": 0.1, "gain": 1.0}
+SHARES = {"equaliser": 0.8, "clipping": 0.05, "band": 0.15, "codec": 0.25, "loss": 0.05, "gain": 1.0}
 EQUALISER_HZ = (60.0, 8000.0)  # between which EQUALISER_POINTS lie at equal intervals of pitch
-EQUALISER_POINTS, EQUALISER_DB, TILT_DB = 8, 6.0, 4.0  # deviation at a point; most of the tilt, an octave
+EQUALISER_POINTS, EQUALISER_DB, TILT_DB = 8, 3.0, 2.0  # deviation at a point; most of the tilt, an octave
 CLIPPED_SHARE = (0.001, 0.05)  # of the samples
 LOW_HZ, HIGH_HZ = (20.0, 400.0), (2800.0, 7500.0)  # edges of a band
 SLOPE_DB = 60.0  # an octave outside of it

@@ -13,11 +13,17 @@ from absl import logging
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.eval import intervals, normalisation, plots, report, scoring
+from sdpn_jax.eval.adaptation import whitening
 from sdpn_jax.eval.models import add_models, read_models
 from sdpn_jax.eval.trials import Trials, are_missing, read_trials, suspicions, trial_rows
 
 SKIPPED = "skipped_trials.txt"
-TITLES = {"centred": "mean subtracted", "s_norm": "S-norm", "as_norm": "AS-norm"}  # in tables and plots
+TITLES = {
+    "centred": "mean subtracted",
+    "whitened": "whitened",
+    "s_norm": "S-norm",
+    "as_norm": "AS-norm",
+}  # in tables and plots
 CAPTIONS = {
     "det.png": "Detection error tradeoff; dots mark the equal error rates.",
     "histogram.png": "Cosine scores of target and nontarget trials, and the threshold at the equal error rate.",
@@ -38,12 +44,13 @@ def score(
     with_page: bool = False,
     projection: str = "pca",
     skip_missing: bool = False,
+    shrinkage: float = 0.7,
 ) -> dict:
     """Scores the trials with and without normalisation and writes everything into the folder `output`.
 
-    `top`: of the cohort's nearest for as_norm (at most half of the cohort). `draws`: of the bootstrap over speakers.
-    `projection`: of the page's map, as in `plots.plot_map`. `skip_missing`: trials of utterances without an embedding
-    are left out and listed in skipped_trials.txt.
+    `top`: of the cohort's nearest for as_norm (at most half of the cohort); `shrinkage`: of `adaptation.whitening`.
+    `draws`: of the bootstrap over speakers. `projection`: of the page's map, as in `plots.plot_map`. `skip_missing`:
+    trials of utterances without an embedding are left out and listed in skipped_trials.txt.
     Returns what results.json holds: embeddings, trials_file, cohort, dimension, trials, skipped_trials (a count),
     warnings (sentences), wrote (the files' names) and, where the list has labels, the row of cosine and `ways`, the
     rows of `report.assess`. Raises UserError for inputs that cannot be read or do not fit together, and for an output
@@ -66,7 +73,7 @@ def score(
     warnings += suspicions(trials, *rows)
     cohort = scoring.load_embeddings(cohort_path)[0] if cohort_path else None
     maps = read_calibration(calibration_path) if calibration_path else {}
-    scores_of = score_every_kind(embeddings, ids, rows, cohort, top)
+    scores_of = score_every_kind(embeddings, ids, rows, cohort, top, shrinkage)
     llrs = {kind: scale * scores_of[kind] + offset for kind, (scale, offset) in maps.items() if kind in scores_of}
     if maps and not llrs:
         raise UserError(f"--calibration={calibration_path} is of none of these scores: {', '.join(scores_of)}")
@@ -141,9 +148,9 @@ def _finite(value: object) -> float:
 
 
 def score_every_kind(
-    embeddings, ids, rows: tuple[np.ndarray, np.ndarray], cohort=None, top: int = 300
+    embeddings, ids, rows: tuple[np.ndarray, np.ndarray], cohort=None, top: int = 300, shrinkage: float = 0.7
 ) -> dict[str, np.ndarray]:
-    """Scores trials by cosine and, with a cohort [C, D], centred, s_norm and as_norm: {kind: scores [N]}.
+    """Scores trials by cosine and, with a cohort [C, D], centred, whitened, s_norm and as_norm: {kind: scores [N]}.
 
     rows: int [N] each, the embeddings of the trials' two sides.
     """
@@ -158,7 +165,10 @@ def score_every_kind(
     used, inverse = np.unique(rows, return_inverse=True)
     enrol, test = inverse.reshape(2, -1)
     used = embeddings[used]
-    scores_of["centred"] = scoring.cosine_scores(normalisation.subtract_mean(used, cohort), enrol, test)
+    centred = normalisation.subtract_mean(used, cohort)
+    scores_of["centred"] = scoring.cosine_scores(centred, enrol, test)
+    transform = whitening(cohort, shrinkage)[1].astype(np.float32)
+    scores_of["whitened"] = scoring.cosine_scores(centred @ transform, enrol, test)
     for kind, nearest in (("s_norm", None), ("as_norm", min(top, len(cohort) // 2))):
         statistics = normalisation.cohort_statistics(used, cohort, nearest)
         scores_of[kind] = normalisation.normalise(scores_of["cosine"], enrol, test, statistics)

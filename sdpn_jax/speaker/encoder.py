@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from absl import logging
 
+from sdpn_jax import PRETRAINED
 from sdpn_jax.data import audio
 from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.errors import UserError
@@ -46,8 +47,10 @@ class SpeakerEncoder:
         self._reading, self._features = reading, FRONT_ENDS[network.front_end]
 
     @classmethod
-    def load(cls, path: str | os.PathLike, reading: audio.Reading = audio.DEFAULT) -> "SpeakerEncoder":
+    def load(cls, path: str | os.PathLike = PRETRAINED, reading: audio.Reading = audio.DEFAULT) -> "SpeakerEncoder":
         """Loads the encoder in `path`; `sdpn_jax.weights.load.load_network` says what that may be and what is raised.
+
+        Without a path it is the small one in the package, whose card, README.md beside it, tells its error rates.
 
         reading: which channel of recordings is taken (default: the mean of all), and how long they may be.
 

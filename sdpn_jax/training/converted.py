@@ -33,7 +33,7 @@ def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) 
     student, teacher = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher))
     learnt = jnp.asarray(prototypes, jnp.float32)
     # What the optimizer remembers has the same form for all settings.
-    optimizer = optim.sgd(lambda _: 0.0, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
+    optimizer = optim.optimizer(lambda _: 0.0, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
     opt_state = optimizer.init({"network": student["params"], "prototypes": learnt})
     return TrainState(
         step=jnp.asarray(step, jnp.int32),

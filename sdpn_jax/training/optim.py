@@ -1,4 +1,4 @@
-"""Schedules, and SGD with per-tensor clipping, selective weight decay and rates by the names of parameters."""
+"""Schedules, and optimizers with per-tensor clipping, selective weight decay and rates by the names of parameters."""
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
+from optax import contrib
 
 Tensor = Float[Array, "..."]
+
+TRUST = 0.001  # of LARS: the norm of an update at a learning rate of 1, over that of the weights
+MUON_RMS = 0.2  # of an element of a Muon update at a learning rate of 1, which is that of AdamW's
 
 
 def warmup_cosine(peak: float, final: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -48,7 +52,41 @@ def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
     return {"tensor": optax.stateless(per_tensor), "global": optax.stateless(together), "off": optax.identity()}[scope]
 
 
-def sgd(
+def matrices(params: PyTree) -> PyTree[bool]:
+    """Which tensors have two or more dimensions, so that weight decay and norms make sense for them."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def rule(name: str, rate: optax.Schedule, momentum: float, decay: float) -> tuple[optax.GradientTransformation, ...]:
+    """The steps of an optimizer after clipping; weight decay is of `matrices`.
+
+    "sgd": PyTorch's without Nesterov, v <- momentum v + g, w <- w - rate v. "lars" (You et al., arXiv 1708.03888): the
+    same after each matrix's gradient was scaled to TRUST of the weights' norm. "adamw" (Loshchilov and Hutter, arXiv
+    1711.05101). "muon" (Jordan et al., 2024): momentum of matrices made nearly orthogonal, a convolution over taps and
+    channels being one matrix; vectors by NAdam.
+    """
+    if name == "adamw":
+        return (optax.adamw(rate, momentum, weight_decay=decay, mask=matrices),)
+    if name == "muon":
+        dimensions = lambda p: contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)  # noqa: E731
+        numbers = lambda params: jax.tree.map(lambda p: dimensions(p) if p.ndim >= 2 else None, params)  # noqa: E731
+        return (
+            contrib.muon(
+                rate,
+                beta=momentum,
+                weight_decay=decay,
+                adam_b1=momentum,
+                muon_weight_dimension_numbers=numbers,
+                consistent_rms=MUON_RMS,
+            ),
+        )
+    decayed = optax.add_decayed_weights(decay, mask=matrices)
+    scaled = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), matrices)
+    followed = optax.trace(momentum), optax.scale_by_learning_rate(rate)
+    return (decayed, scaled, *followed) if name == "lars" else (decayed, *followed)
+
+
+def optimizer(
     learning_rate: optax.Schedule,
     momentum: float,
     weight_decay: float,
@@ -57,23 +95,20 @@ def sgd(
     prototype_multiplier: float = 1.0,
     encoder_multiplier: float = 1.0,
     freeze: Sequence[str] = (),
+    name: str = "sgd",
 ) -> optax.GradientTransformation:
     """Makes the optimizer of {"network": ..., "prototypes": ...}.
 
-    Network: clipping, then weight decay on tensors of two or more dimensions, then momentum. Prototypes: momentum
-    alone, learning rate times `prototype_multiplier` (0: they stay as they were drawn). Both as PyTorch's SGD without
-    Nesterov: v <- momentum v + g, w <- w - rate v. The encoder's learning rate is times `encoder_multiplier`;
-    parameters that `freeze` names (see `frozen`) stay as they are.
+    Network: clipping, then the `rule` of that name. Prototypes: neither clipping nor decay, SGD with "sgd" and "lars",
+    else Adam, learning rate times `prototype_multiplier` (0: they stay as they were drawn). The encoder's learning rate
+    is times `encoder_multiplier`; parameters that `freeze` names (see `frozen`) stay as they are.
     """
-    network = optax.chain(
-        clip(clip_norm, clip_scope),
-        optax.add_decayed_weights(weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    prototypes = optax.chain(
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(lambda step: prototype_multiplier * learning_rate(step)),
+    network = optax.chain(clip(clip_norm, clip_scope), *rule(name, learning_rate, momentum, weight_decay))
+    of_prototypes = lambda step: prototype_multiplier * learning_rate(step)  # noqa: E731
+    prototypes = (
+        optax.chain(optax.trace(momentum), optax.scale_by_learning_rate(of_prototypes))
+        if name in ("sgd", "lars")
+        else optax.adam(of_prototypes, momentum)
     )
     both = optax.partition(
         {"network": network, "prototypes": prototypes}, {"network": "network", "prototypes": "prototypes"}

@@ -52,7 +52,7 @@ def program_of(
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
-    optimizer = optim.sgd(
+    optimizer = optim.optimizer(
         learning_rate,
         config.momentum,
         config.weight_decay,
@@ -61,6 +61,7 @@ def program_of(
         config.prototype_multiplier,
         config.encoder_multiplier,
         config.freeze,
+        config.optimizer,
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)

@@ -150,7 +150,7 @@ def make_train_step(
     """Makes the step, a pure function of state and views.
 
     `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`; `freeze` see
-    `optim.sgd`, which must know it too.
+    `optim.optimizer`, which must know it too.
     """
 
     def loss_fn(

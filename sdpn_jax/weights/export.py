@@ -92,24 +92,32 @@ def export_model(
     step: int | None = None,
     results_path: str | os.PathLike | None = None,
     license: str = "unknown",
+    with_head: bool = True,
 ) -> dict:
     """Writes the model folder of a trained encoder and returns the facts of its card.
 
-    source: what `load_network` takes; of a training run its "teacher" or "student", with its head. The weights are bit
-    for bit the source's. results_path: the results.json of `sdpn score`, whose error rate goes into the card and whose
-    threshold becomes the model's. Raises UserError as `load_network` does, or when the results are none.
+    source: what `load_network` takes; of a training run its "teacher" or "student". The weights are bit for bit the
+    source's; without the head, which is most of a small model, only training cannot go on with it. results_path: the
+    results.json of `sdpn score`, whose error rate goes into the card and whose threshold becomes the model's. Raises
+    UserError as `load_network` does, or when the results are none.
     """
     results = read_results(results_path) if results_path else None
     if not run.is_run(source):
-        return _export_loaded(source, output, which, step, results, license)
+        return _export_loaded(source, output, which, step, results, license, with_head)
     _, variables, step = run.read_network(source, step, which)
     config = run.read_config(source) or {}
     about = facts(config, run.read_history(source), which, step, results)
     threshold = results["threshold_at_eer"] if results else None
     # The type that a run computes its steps in is the run's own affair, like how it saves memory.
     model = config["model"] | {"dtype": "float32", "remat": False}
-    model_folder.write_model(output, model, variables, about, threshold, license)
+    model_folder.write_model(output, model, _kept(variables, with_head), about, threshold, license)
     return about
+
+
+def _kept(variables: Mapping, with_head: bool) -> dict:
+    """The variables of encoder and adaptation, and of the head if it is wanted."""
+    unwanted = () if with_head else ("head",)
+    return {kind: {name: of[name] for name in of if name not in unwanted} for kind, of in variables.items()}
 
 
 def _export_loaded(
@@ -119,6 +127,7 @@ def _export_loaded(
     step: int | None,
     results: dict | None,
     license: str,
+    with_head: bool,
 ) -> dict:
     place = located(source)
     network, variables, threshold = load_network(place, which, step)
@@ -127,7 +136,8 @@ def _export_loaded(
         about, origin = model_folder.read_config(place)["about"], model_folder.TRAINED
     if results:
         about, threshold = about | _measured(results), results["threshold_at_eer"]
-    model_folder.write_model(output, sizes_of(network), variables, about, threshold, license, origin)
+    kept = _kept(variables, with_head)
+    model_folder.write_model(output, sizes_of(network), kept, about, threshold, license, origin)
     return about
 
 

@@ -79,13 +79,31 @@ def test_with_a_cohort_every_way_is_compared(inputs):
     ids = np.array([f"other{i}" for i in range(40)])
     np.savez(inputs / "cohort.npz", ids=ids, embeddings=rng.normal(size=(40, 16)).astype(np.float32))
     results = score(inputs / "e.npz", inputs / "list.txt", inputs / "out", inputs / "cohort.npz", top=10, draws=50)
-    assert list(results["ways"]) == ["cosine", "centred", "s_norm", "as_norm"]
+    assert list(results["ways"]) == ["cosine", "centred", "whitened", "s_norm", "as_norm"]
     for way, row in results["ways"].items():
         low, high = row["eer_interval_percent"]
         assert low <= row["eer_percent"] <= high
         name = "scores.txt" if way == "cosine" else f"scores_{way}.txt"
         assert len((inputs / "out" / name).read_text().splitlines()) == 435
-    assert (inputs / "out" / "report.md").read_text().count("\n") == 6
+    assert (inputs / "out" / "report.md").read_text().count("\n") == 7
+    whitened = score(
+        inputs / "e.npz", inputs / "list.txt", inputs / "w", inputs / "cohort.npz", draws=10, shrinkage=0.2
+    )
+    assert whitened["ways"]["whitened"]["eer_percent"] != results["ways"]["whitened"]["eer_percent"]
+    with np.load(inputs / "e.npz") as tested, np.load(inputs / "cohort.npz") as others:
+        units = {
+            name: x / np.linalg.norm(x)
+            for name, x in zip(tested["ids"], tested["embeddings"].astype(float), strict=True)
+        }
+        cohort = others["embeddings"].astype(float)
+    cohort /= np.linalg.norm(cohort, axis=1, keepdims=True)
+    covariance = np.cov(cohort.T, bias=True)
+    shrunken = 0.8 * covariance + 0.2 * np.eye(16) * np.trace(covariance) / 16
+    precision = np.linalg.inv(shrunken)  # the cosine after whitening is that of this inner product
+    enrol, test, score_there = (inputs / "w" / "scores_whitened.txt").read_text().splitlines()[0].split()
+    a, b = (units[name.removeprefix("wav/")] - cohort.mean(0) for name in (enrol, test))
+    expected = a @ precision @ b / np.sqrt((a @ precision @ a) * (b @ precision @ b))
+    assert float(score_there) == pytest.approx(expected, abs=1e-6)
 
     np.savez(inputs / "other.npz", ids=ids, embeddings=rng.normal(size=(40, 8)).astype(np.float32))
     with pytest.raises(UserError, match="the cohort's embeddings have 8 dimensions, those of the trials 16"):

@@ -7,12 +7,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
 import soxr
 from commands import sdpn
-from safetensors.numpy import save_file
+from sklearn.metrics import roc_curve
 
-from sdpn_jax import SpeakerEncoder
+from sdpn_jax import PRETRAINED, SpeakerEncoder
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import initial_variables, network_of
@@ -69,6 +70,42 @@ def test_a_model_folder_loads_back_bit_for_bit(model, variables):
     assert "- weights: random" in card
 
 
+def test_a_folder_without_head_is_smaller_and_embeds_the_same(model, encoder, tmp_path):
+    done = sdpn("export", f"--model={model}", f"--output={tmp_path / 'm'}", "--without_head")
+    assert done.returncode == 0, done.stderr
+    left = set(safetensors.numpy.load_file(tmp_path / "m" / "model.safetensors"))
+    assert left and not any(name.split("/")[1] == "head" for name in left)
+    again = SpeakerEncoder.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.embed((noise(0), 16000)), encoder.embed((noise(0), 16000)))
+    assert again.threshold == encoder.threshold
+
+
+def test_the_model_in_the_package(recordings):
+    """Small, with a threshold and an attribution, and what all commands take unless told otherwise."""
+    ours = SpeakerEncoder.load()
+    assert (PRETRAINED / "model.safetensors").stat().st_size <= 6e6
+    card = (PRETRAINED / "README.md").read_text()
+    assert "license: cc-by-4.0" in card and all(f"openslr.org/{number}" in card for number in (12, 101))
+    assert f"cosine of {ours.threshold:.4f}" in card
+    same = sdpn("verify", recordings / "a.wav", recordings / "a.wav")
+    assert (same.returncode, same.stdout) == (0, f"score 1.0000, threshold {ours.threshold:.4f}: same speaker\n")
+    assert ours.embed((noise(0), 16000)).shape == (ours.embedding_size,)
+
+
+def test_the_model_in_the_package_tells_voices_apart(speech):
+    """As its card says: EER by scikit-learn's ROC, of speakers it has not heard."""
+    folder = speech / "speechocean_mini"
+    lines = [line.split() for line in (folder / "trials_degraded.txt").read_text().splitlines()]
+    names = sorted({name for line in lines for name in line[1:]})[::2]
+    kept = [line for line in lines if {line[1], line[2]} <= set(names)]
+    units = SpeakerEncoder.load().embed([folder / name for name in names])
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    row = {name: units[i] for i, name in enumerate(names)}
+    labels, scores = [int(line[0]) for line in kept], [row[line[1]] @ row[line[2]] for line in kept]
+    fpr, tpr, _ = roc_curve(labels, scores)
+    assert 0.13 < fpr[np.argmin(np.abs(fpr + tpr - 1))] < 0.21
+
+
 def test_embeddings_are_those_of_the_network(encoder, variables, tmp_path):
     waveforms = [noise(0, 1.0), noise(1, 2.3)]
     expected = [np.asarray(SMALL.apply(variables, features.log_mel(x)[None], method=SMALL.embed))[0] for x in waveforms]
@@ -123,7 +160,7 @@ def test_recordings_that_cannot_be_used(encoder, recording, message):
 
 
 def test_weights_under_the_released_names(encoder, variables, tmp_path):
-    save_file(sdpn_names.to_released(variables), tmp_path / "w.safetensors")
+    safetensors.numpy.save_file(sdpn_names.to_released(variables), tmp_path / "w.safetensors")
     x = (noise(5), 16000)
     np.testing.assert_array_equal(SpeakerEncoder.load(tmp_path / "w.safetensors").embed(x), encoder.embed(x))
 

@@ -15,7 +15,7 @@ SIZES = {"channels": (8, 8, 8, 8, 8), "se_bottleneck": 8, "attention": 8, "embed
 
 
 def state_of(seed, prototypes=5, **changes):
-    optimizer = optim.sgd(lambda _: 0.1, 0.9, 0.0, 1.0)
+    optimizer = optim.optimizer(lambda _: 0.1, 0.9, 0.0, 1.0)
     return init_state(network_of({**SIZES, **changes}), prototypes, optimizer, seed)
 
 

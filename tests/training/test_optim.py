@@ -45,7 +45,7 @@ def test_three_steps_of_sgd(scope, multiplier):
     rng = np.random.default_rng(0)
     rates, momentum, decay, clip_norm = [0.1, 0.2, 0.05], 0.9, 0.01, 0.5
     params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
-    transform = optim.sgd(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, scope, multiplier)
+    transform = optim.optimizer(lambda step: np.asarray(rates)[step], momentum, decay, clip_norm, scope, multiplier)
     state, actual = transform.init(params), params
     expected = {"w": params["network"]["w"], "b": params["network"]["b"], "p": params["prototypes"]}
     velocity = {name: 0.0 for name in expected}
@@ -70,6 +70,73 @@ def test_three_steps_of_sgd(scope, multiplier):
     assert moved == (multiplier != 0)
 
 
+def test_three_steps_of_lars():
+    """The gradient of a matrix, decay included, is scaled to a thousandth of the weights' norm; prototypes are not."""
+    rng = np.random.default_rng(1)
+    params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
+    params = jax.tree.map(np.float32, params)
+    transform = optim.optimizer(lambda step: 0.5, 0.9, 0.01, 1.0, "off", name="lars")
+    state, actual = transform.init(params), params
+    expected = {"w": params["network"]["w"], "b": params["network"]["b"], "p": params["prototypes"]}
+    velocity = {name: 0.0 for name in expected}
+    for _ in range(3):
+        gradients = {name: rng.normal(size=value.shape) for name, value in expected.items()}
+        tree = {"network": {"w": gradients["w"], "b": gradients["b"]}, "prototypes": gradients["p"]}
+        updates, state = transform.update(tree, state, actual)
+        actual = optax.apply_updates(actual, updates)
+        with_decay = gradients["w"] + 0.01 * expected["w"]
+        gradients["w"] = with_decay * 0.001 * np.linalg.norm(expected["w"]) / np.linalg.norm(with_decay)
+        for name, gradient in gradients.items():
+            velocity[name] = 0.9 * velocity[name] + gradient
+            expected[name] = expected[name] - 0.5 * velocity[name]
+    np.testing.assert_allclose(actual["network"]["w"], expected["w"], rtol=1e-5)
+    np.testing.assert_allclose(actual["network"]["b"], expected["b"], rtol=1e-5)
+    np.testing.assert_allclose(actual["prototypes"], expected["p"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_three_steps_of_adamw(name):
+    """Loshchilov and Hutter, algorithm 2; prototypes without decay. Muon's vectors look a step ahead, as NAdam does."""
+    rng = np.random.default_rng(2)
+    params = {"network": {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=3)}, "prototypes": rng.normal(size=(4, 2))}
+    transform = optim.optimizer(lambda step: 0.02, 0.9, 0.1, 1.0, "off", prototype_multiplier=3.0, name=name)
+    state, actual = transform.init(params), params
+    expected = {"w": params["network"]["w"], "b": params["network"]["b"], "p": params["prototypes"]}
+    first, second = ({key: 0.0 for key in expected} for _ in range(2))
+    for step in range(1, 4):
+        gradients = {key: rng.normal(size=value.shape) for key, value in expected.items()}
+        tree = {"network": {"w": gradients["w"], "b": gradients["b"]}, "prototypes": gradients["p"]}
+        updates, state = transform.update(tree, state, actual)
+        actual = optax.apply_updates(actual, updates)
+        for key, gradient in gradients.items():
+            first[key] = 0.9 * first[key] + 0.1 * gradient
+            second[key] = 0.999 * second[key] + 0.001 * gradient**2
+            adam = first[key] / (1 - 0.9**step) / (np.sqrt(second[key] / (1 - 0.999**step)) + 1e-8)
+            if name == "muon" and key == "b":
+                ahead = 0.9 * first[key] / (1 - 0.9 ** (step + 1)) + 0.1 * gradient / (1 - 0.9**step)
+                adam = ahead / (np.sqrt(second[key] / (1 - 0.999**step)) + 1e-8)
+            rate = 0.06 if key == "p" else 0.02
+            expected[key] = expected[key] - rate * (adam + (0.1 * expected[key] if key == "w" else 0))
+    if name == "adamw":
+        np.testing.assert_allclose(actual["network"]["w"], expected["w"], rtol=1e-4)
+    np.testing.assert_allclose(actual["network"]["b"], expected["b"], rtol=1e-4)
+    np.testing.assert_allclose(actual["prototypes"], expected["p"], rtol=1e-4)
+
+
+def test_muon_makes_the_update_of_a_convolution_nearly_orthogonal():
+    """Singular values of the matrix [taps * channels, features] near each other, elements of 0.2 times the rate."""
+    rng = np.random.default_rng(3)
+    gradients = {
+        "network": {"w": rng.normal(size=(3, 8, 16)) * 10.0 ** rng.uniform(-1, 1, 16)},
+        "prototypes": np.ones((4, 2)),
+    }
+    params = jax.tree.map(np.ones_like, gradients)
+    transform = optim.optimizer(lambda step: 0.02, 0.9, 0.0, 1.0, "off", name="muon")
+    update = np.asarray(transform.update(gradients, transform.init(params), params)[0]["network"]["w"]).reshape(24, 16)
+    values = np.linalg.svd(update, compute_uv=False) / (0.02 * 0.2 * np.sqrt(24))
+    assert np.all((values > 0.5) & (values < 1.4)), values
+
+
 def test_gradients_within_the_bound_are_not_scaled():
     gradients = {"a": np.array([0.3, 0.4]), "b": np.array([1.0])}  # norms 0.5, 1 and together 1.118
     for scope, factor in (("tensor", 1.0), ("global", 1.1 / 1.25**0.5)):
@@ -85,8 +152,10 @@ def test_frozen_parameters_stay_and_the_encoder_moves_slower():
         "prototypes": rng.normal(size=(4, 2)),
     }
     params, gradients = tree(), tree()
-    transform = optim.sgd(lambda _: 0.5, 0.0, 0.01, 1.0, "off", encoder_multiplier=0.1, freeze=("*/b", "prototypes"))
-    plain = optim.sgd(lambda _: 0.5, 0.0, 0.01, 1.0, "off")
+    transform = optim.optimizer(
+        lambda _: 0.5, 0.0, 0.01, 1.0, "off", encoder_multiplier=0.1, freeze=("*/b", "prototypes")
+    )
+    plain = optim.optimizer(lambda _: 0.5, 0.0, 0.01, 1.0, "off")
     state = transform.init(params)
     assert jax.tree.structure(state) == jax.tree.structure(plain.init(params)), "a checkpoint fits either"
     updates, _ = transform.update(gradients, state, params)

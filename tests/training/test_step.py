@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import scipy.special
 
+from sdpn_jax import config as configs
 from sdpn_jax.models.network import network_of
-from sdpn_jax.training import optim
+from sdpn_jax.training import optim, sharding
 from sdpn_jax.training.health import health, looks_collapsed
 from sdpn_jax.training.loop import interval_means
+from sdpn_jax.training.program import program_of, view_shapes
 from sdpn_jax.training.step import (
     Objective,
     TrainState,
@@ -47,7 +49,7 @@ def test_golden_steps(golden, kind, dtype, rtol):
         rates, momenta = (jnp.asarray(vectors[name], dtype) for name in ("lr", "teacher_momentum"))
 
         def optimizer(clip_norm):
-            return optim.sgd(lambda step: rates[step], 0.9, float(vectors["weight_decay"]), clip_norm)
+            return optim.optimizer(lambda step: rates[step], 0.9, float(vectors["weight_decay"]), clip_norm)
 
         @jax.jit
         def step(state, batch, clip_norm):
@@ -107,7 +109,7 @@ WEIGHTS = {"me_max_weight": 2.0, "koleo_weight": 0.3, "off_diagonal_weight": 0.7
 @pytest.fixture(scope="module")
 def one_step():
     """(state before, state after, metrics) of one step of a small network."""
-    optimizer = optim.sgd(lambda step: 0.1, 0.9, 5e-5, 3.0)
+    optimizer = optim.optimizer(lambda step: 0.1, 0.9, 5e-5, 3.0)
     step = make_train_step(SMALL, optimizer, Objective(**WEIGHTS), lambda step: 0.1, lambda step: 0.9)
     state = init_state(SMALL, 10, optimizer, 0)
     rng = np.random.default_rng(0)
@@ -292,3 +294,35 @@ def test_rematerialisation_changes_nothing(sizes):
 
         close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
         jax.tree.map(close, gradient(plain), gradient(again))
+
+
+@pytest.mark.slow
+def test_vox2_on_one_card_is_vox2_step_by_step():
+    """Whole batches of 384 by a small encoder in float32: from the same state, three times, to the same next one."""
+    small = {
+        "num_epochs": 0, "num_steps": 3, "warmup_epochs": 0, "num_prototypes": 32, "model.dtype": "float32",
+        "model.channels": (16, 16, 16, 16, 24), "model.se_bottleneck": 8, "model.attention": 8,
+        "model.embedding_size": 12, "model.hidden_size": 16, "model.projection_size": 8,
+        "views.global_frames": 30, "views.local_frames": 20, "views.local_count": 2,
+    }  # fmt: skip
+    both = [
+        configs.load(name, [f"--config.{field}={value}" for field, value in small.items()])
+        for name in ("vox2", "vox2_1gpu")
+    ]
+    shapes, mesh = view_shapes(384, both[0].views), sharding.make_mesh(1, jax.devices()[:1])
+    whole, rematerialised = (
+        program_of(config, network_of(config.model), mesh, 1, lambda step, batch, bank: batch, shapes)
+        for config in both
+    )
+    assert [(config.batch_size, config.microbatches, config.model.remat) for config in both] == [
+        (384, 1, False),
+        (384, 1, True),
+    ]
+    state, close = whole.init(), functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    for step in range(3):
+        key, copy = jax.random.fold_in(jax.random.key(0), step), jax.tree.map(jnp.copy, state)
+        views = {name: jax.random.normal(key, shape.shape, shape.dtype) for name, shape in shapes.items()}
+        other, others_metrics = rematerialised.step(copy, views, {})
+        state, metrics = whole.step(state, views, {})
+        np.testing.assert_allclose(whole.unpack(metrics)["loss"], whole.unpack(others_metrics)["loss"], rtol=1e-5)
+        jax.tree.map(close, other, state)

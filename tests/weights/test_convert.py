@@ -128,7 +128,7 @@ def test_a_run_resumes_from_it(tmp_path, contents):
     """The state has the form that training restores, the learning rate goes on at the step, nothing else is kept."""
     torch_files.write(tmp_path / "a.pth", contents)
     converted.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
-    optimizer = optim.sgd(lambda step: 0.1 * step, 0.8, 1e-4, 2.0, "global", prototype_multiplier=4.0)
+    optimizer = optim.optimizer(lambda step: 0.1 * step, 0.8, 1e-4, 2.0, "global", prototype_multiplier=4.0)
     fresh = jax.jit(lambda: init_state(NETWORK, PROTOTYPES, optimizer, seed=0))()
     with checkpoint.manager(tmp_path / "run") as checkpoints:
         parts, step = checkpoint.resume(checkpoints, parts_of(fresh))

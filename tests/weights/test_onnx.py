@@ -256,7 +256,7 @@ def test_the_command(tmp_path):
         ([f"--output={file}", "--takes=features"], "no other program computes the features of sdpn"),
         ([f"--output={tmp_path / 'b'}", "--weights=int8"], "--format is folder: leave them out"),
         ([f"--output={file}", "--format=stablehlo", "--takes=features"], "--format is stablehlo: leave them out"),
-        ([f"--output={file}", f"--results={file}"], "--results goes into a model folder"),
+        ([f"--output={file}", f"--results={file}"], "--results and --without_head are of model folders"),
     ):
         done = sdpn("export", f"--model={model}", *arguments)
         assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
