@@ -32,7 +32,7 @@ def state_from(student: dict, teacher: dict, prototypes: np.ndarray, step: int) 
     """Makes the state of a run that goes on from these weights at `step`: float32, without momentum or offset."""
     student, teacher = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (student, teacher))
     learnt = jnp.asarray(prototypes, jnp.float32)
-    # What the optimizer remembers has the same form for all settings.
+    # What SGD remembers has the same form for all settings; config.check_same_run refuses other optimizers.
     optimizer = optim.optimizer(lambda _: 0.0, momentum=0.9, weight_decay=0.0, clip_norm=1.0)
     opt_state = optimizer.init({"network": student["params"], "prototypes": learnt})
     return TrainState(
