@@ -150,6 +150,7 @@ FIELDS: dict[str, Field] = {
     "views.mask_probability": Field(0.2, "of masking a local view", at_least=0.0, at_most=1.0),
     "views.mask_max_frames": Field(9, "frames masked at most", at_least=0),
     "views.mask_max_bins": Field(5, "mel bins masked at most", at_least=0),
+    "views.apart": Field(False, "local views share as few frames with the first global one as the utterance allows"),
     "views.mask_value": Field(
         "mean", "what masked values become: the bin's mean, or silence (log of zero power, as in the released code)",
         choices=("mean", "silence"),

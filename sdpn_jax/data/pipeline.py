@@ -24,7 +24,8 @@ BATCHES_AHEAD = 2  # of each reader process
 class Views:
     """What is cut from an utterance: how many views of how many frames (10 ms), and the masking of the local ones.
 
-    global_augmented: the share of global views that are of augmented versions, as the local ones are.
+    global_augmented: the share of global views that are of augmented versions, as the local ones are. apart: local
+    views share as few frames as possible with the first global one, of utterances as long as both none.
     """
 
     global_count: int = 1
@@ -36,27 +37,60 @@ class Views:
     mask_max_frames: int = 9
     mask_max_bins: int = 5
     mask_value: str = "mean"  # of the band over the view; or "silence": log of zero power, as the released code does
+    apart: bool = False
+
+
+class Places:
+    """Draws where the views of one utterance begin, the first global one before the local ones."""
+
+    def __init__(self, num_samples: int, views: Views, rng: np.random.Generator):
+        self.num_samples, self.views, self.rng = num_samples, views, rng
+        self.taken: tuple[int, int] | None = None  # by the first global view: its first frame, the frame after it
+
+    def of_global(self) -> int | None:
+        """Draws the first frame of a global view; None when the utterance is too short and must be padded."""
+        frames = self.views.global_frames
+        starts = self._starts(frames)
+        if starts is None or not self.views.apart:
+            return starts and int(self.rng.integers(starts))
+        if self.taken:
+            return int(self.rng.integers(starts))
+        first = np.arange(starts)
+        room = np.minimum(np.maximum(first, starts - 1 - first), self.views.local_frames)  # for a local view beside it
+        start = int(self.rng.choice(first[room == room.max()]))
+        self.taken = start, start + frames
+        return start
+
+    def of_local(self) -> int | None:
+        """Draws the first frame of a local view; None when the utterance is too short and must be padded."""
+        frames = self.views.local_frames
+        starts = self._starts(frames)
+        if starts is None or self.taken is None:
+            return starts and int(self.rng.integers(starts))
+        first = np.arange(starts)
+        begin, end = self.taken
+        shared = np.maximum(np.minimum(first + frames, end) - np.maximum(first, begin), 0)
+        return int(self.rng.choice(first[shared == shared.min()]))
+
+    def _starts(self, frames: int) -> int | None:
+        """How many places there are for so many frames."""
+        if self.num_samples < frames * features.DEFAULT.hop:
+            return None
+        return 1 + self.num_samples // features.DEFAULT.hop - frames + 1
 
 
 def crop(
-    utterance: records.Utterance, version: int, frames: int, rng: np.random.Generator
+    utterance: records.Utterance, version: int, start: int | None, frames: int
 ) -> Float16[np.ndarray, "{frames} F"]:
-    """Crops a random stretch of `frames` frames from one version of an utterance, float16.
+    """Crops `frames` frames from one version of an utterance, float16.
 
-    An utterance shorter than the view is padded at its end exactly as if its waveform had been padded with silence.
+    Without `start` the utterance, shorter than the view, is padded at its end exactly as if silence had followed its
+    waveform.
     """
     log_mel = utterance.log_mel[version]
-    start, padded = _start_of_view(utterance.num_samples, frames, rng)
-    if padded:
+    if start is None:
         return features.pad_with_silence(log_mel, utterance.tail[version], utterance.num_samples, frames)
     return log_mel[start : start + frames]
-
-
-def _start_of_view(num_samples: int, frames: int, rng: np.random.Generator) -> tuple[int, bool]:
-    """(first frame of a random view, False), or (0, True) when the utterance is too short and must be padded."""
-    if num_samples < frames * features.DEFAULT.hop:
-        return 0, True
-    return int(rng.integers(1 + num_samples // features.DEFAULT.hop - frames + 1)), False
 
 
 def mask(log_mel: features.LogMel, views: Views, rng: np.random.Generator) -> features.LogMel:
@@ -91,31 +125,31 @@ def make_views(
 
     So are, by their share, global ones; the others are clean.
     """
-    versions = len(utterance.log_mel)
+    versions, places = len(utterance.log_mel), Places(utterance.num_samples, views, rng)
     whole, local = [], []
     for _ in range(views.global_count):
         augmented = views.global_augmented > 0 and versions > 1 and rng.random() < views.global_augmented
-        whole.append(crop(utterance, int(rng.integers(1, versions)) if augmented else 0, views.global_frames, rng))
+        version = int(rng.integers(1, versions)) if augmented else 0
+        whole.append(crop(utterance, version, places.of_global(), views.global_frames))
     for _ in range(views.local_count):
         version = int(rng.integers(1, versions)) if versions > 1 else 0
-        local.append(mask(crop(utterance, version, views.local_frames, rng), views, rng))
+        local.append(mask(crop(utterance, version, places.of_local(), views.local_frames), views, rng))
     return {"global": np.stack(whole), "local": np.stack(local)}
 
 
 def cut_segment(
-    recording: records.Recording, frames: int, history: int, rng: np.random.Generator
+    recording: records.Recording, start: int | None, frames: int, history: int
 ) -> tuple[Int16[np.ndarray, " N"], int, bool]:
-    """Cuts the samples from which device.cut_view makes a random view: ([history + view_samples], first, padded).
+    """Cuts the samples from which device.cut_view makes a view: ([history + view_samples], first, padded).
 
-    The view is the same stretch of frames that `crop` would cut from the utterance's log-mel with this `rng`.
+    The view is the same stretch of frames that `crop` would cut from the utterance's log-mel.
     """
-    start, padded = _start_of_view(recording.num_samples, frames, rng)
-    first = start * features.DEFAULT.hop - features.DEFAULT.n_fft // 2
+    first = (start or 0) * features.DEFAULT.hop - features.DEFAULT.n_fft // 2
     begin = max(first, 0) - history
     segment = np.zeros(history + features.view_samples(frames), np.int16)
     piece = recording.samples[max(begin, 0) : max(begin, 0) + len(segment) - max(-begin, 0)]
     segment[max(-begin, 0) : max(-begin, 0) + len(piece)] = piece
-    return segment, first, padded
+    return segment, first, start is None
 
 
 def make_segments(
@@ -126,12 +160,13 @@ def make_segments(
     {"global" [G, Ng], "local" [V, Nl] int16, "<name>_first" int32, "<name>_padded" bool, "num_samples" int32}.
     """
     result: dict[str, Any] = {"num_samples": np.int32(recording.num_samples)}
-    for name, count, frames, history in (
-        ("global", views.global_count, views.global_frames, augment.RIR_SAMPLES if views.global_augmented else 0),
-        ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES),
+    places, clean = Places(recording.num_samples, views, rng), not views.global_augmented
+    for name, count, frames, history, place in (
+        ("global", views.global_count, views.global_frames, 0 if clean else augment.RIR_SAMPLES, places.of_global),
+        ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES, places.of_local),
     ):
         segments, first, padded = zip(
-            *(cut_segment(recording, frames, history, rng) for _ in range(count)), strict=True
+            *(cut_segment(recording, place(), frames, history) for _ in range(count)), strict=True
         )
         result[name] = np.stack(segments)
         result[f"{name}_first"], result[f"{name}_padded"] = np.asarray(first, np.int32), np.asarray(padded)

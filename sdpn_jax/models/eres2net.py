@@ -44,7 +44,7 @@ class AttentionalFusion(nn.Module):
 
 
 class Res2NetBlock(nn.Module):
-    """Convolution 1x1, of each group of channels 3x3, 1x1, plus the input.
+    """Convolution 1x1, of each group of channels 3x3, 1x1, plus the input, which is all of it before training.
 
     Each group of `group` channels but the first is joined with its left neighbour's output before its convolution, by a
     sum or, if `fused`, by attention.
@@ -63,7 +63,7 @@ class Res2NetBlock(nn.Module):
         y = clipped_relu(BatchNorm(name="bn1")(y, train))
         y = self._of_groups(y, train, strided(lengths, self.stride))
         y = Conv2D(self.features, 1, dtype=self.dtype, name="conv3")(y)
-        y = BatchNorm(name="bn3")(y, train)
+        y = BatchNorm(initial_scale=0.0, name="bn3")(y, train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv2D(self.features, 1, self.stride, dtype=self.dtype, name="shortcut_0")(x)
             x = BatchNorm(name="shortcut_1")(x, train)

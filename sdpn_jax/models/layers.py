@@ -71,17 +71,24 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as PyTorch does it, statistics in float32 over the global batch.
 
     The batch is normalised by its biased variance while the running average keeps the unbiased one. Running average
-    r <- decay * r + (1 - decay) * batch. Not `affine`: without learnt scale and bias.
+    r <- decay * r + (1 - decay) * batch. Not `affine`: without learnt scale and bias. The scale begins with
+    `initial_scale`: 0 where the norm ends the branch of a residual block, which then begins as the identity (Goyal et
+    al., arXiv 1706.02677, section 5.1).
     """
 
     decay: float = 0.9
     epsilon: float = 1e-5
     affine: bool = True
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (features,)) if self.affine else jnp.ones(features)
+        scale = (
+            self.param("scale", nn.initializers.constant(self.initial_scale), (features,))
+            if self.affine
+            else jnp.ones(features)
+        )
         bias = self.param("bias", nn.initializers.zeros, (features,)) if self.affine else jnp.zeros(features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))

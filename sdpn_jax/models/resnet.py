@@ -49,7 +49,11 @@ class Conv2D(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions 3x3, or between two of 1x1, plus the input."""
+    """Two convolutions 3x3, or between two of 1x1, plus the input, which is all of it before training.
+
+    Thirty random layers in a row would tell hardly anything of the voice apart: SDPN, which learns from what its
+    network hears already, then moves all utterances together.
+    """
 
     width: int
     stride: Stride
@@ -66,8 +70,9 @@ class ResidualBlock(nn.Module):
         for i, (features, size, stride) in enumerate(shapes, 1):
             y = Conv2D(features, size, stride, self.dtype, name=f"conv{i}")(y, seen)
             seen = strided(seen, pair(stride)[1])
-            y = BatchNorm(name=f"bn{i}")(y, train)
-            y = nn.relu(y) if i < len(shapes) else y
+            last = i == len(shapes)
+            y = BatchNorm(initial_scale=0.0 if last else 1.0, name=f"bn{i}")(y, train)
+            y = y if last else nn.relu(y)
         if pair(self.stride) != (1, 1) or x.shape[-1] != out:
             x = Conv2D(out, 1, self.stride, self.dtype, name="shortcut_0")(x)
             x = BatchNorm(name="shortcut_1")(x, train)

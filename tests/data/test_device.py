@@ -21,12 +21,7 @@ def recording(num_samples, seed=0):
 
 def segment_of(item, start, frames=FRAMES, history=augment.RIR_SAMPLES):
     """The segment of the view that starts at frame `start`."""
-
-    class Draw:
-        def integers(self, _):
-            return start
-
-    return pipeline.cut_segment(item, frames, history, Draw())
+    return pipeline.cut_segment(item, start if item.num_samples >= frames * 160 else None, frames, history)
 
 
 def device_view(item, start, change=lambda samples: samples, history=augment.RIR_SAMPLES):
@@ -55,14 +50,19 @@ def test_short_utterances_are_followed_by_silence(num_samples):
 
 
 def test_the_same_start_as_the_host_for_the_same_draw():
-    item = recording(16000)
+    item, views = recording(16000), Views(global_frames=FRAMES, local_frames=20, local_count=2, apart=True)
     utterance = records.Utterance("u", 16000, item.log_mel, np.zeros((1, 3, 80), np.float16))
     for seed in range(5):
-        crop = pipeline.crop(utterance, 0, FRAMES, np.random.default_rng(seed))
-        segment, first, padded = pipeline.cut_segment(item, FRAMES, 0, np.random.default_rng(seed))
-        samples = jnp.asarray(segment, jnp.float32) / 32768
-        view = device.log_mel_of_view(device.cut_view(samples, first, 16000, padded, FRAMES))
-        np.testing.assert_allclose(view, crop.astype(np.float32), atol=1e-2)  # float16
+        segments = pipeline.make_segments(item, views, np.random.default_rng(seed))
+        places = pipeline.Places(16000, views, np.random.default_rng(seed))
+        starts = {"global": [places.of_global()], "local": [places.of_local(), places.of_local()]}
+        for name, frames, history in (("global", FRAMES, 0), ("local", 20, augment.RIR_SAMPLES)):
+            views_of = zip(starts[name], segments[name], segments[f"{name}_first"], strict=True)
+            for start, segment, first in views_of:
+                samples = jnp.asarray(segment[history:], jnp.float32) / 32768
+                view = device.log_mel_of_view(device.cut_view(samples, first, 16000, False, frames))
+                crop = pipeline.crop(utterance, 0, start, frames).astype(np.float32)
+                np.testing.assert_allclose(view, crop, atol=1e-2)  # float16
 
 
 @pytest.mark.parametrize("start", [0, 1, 40, 150])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpn_jax.data import features, pipeline, records
-from sdpn_jax.data.pipeline import Views
+from sdpn_jax.data.pipeline import Places, Views
 from sdpn_jax.data.shards import open_shards, read_shard
 from sdpn_jax.errors import UserError
 
@@ -52,7 +52,8 @@ def shards(tmp_path_factory):
 @given(num_samples=st.integers(1600, 20000), frames=st.integers(5, 130), seed=st.integers(0, 100))
 def test_a_crop_is_a_stretch_of_its_version_or_padded(num_samples, frames, seed):
     item = utterance("u", num_samples, 2, 0)
-    crop = pipeline.crop(item, 1, frames, np.random.default_rng(seed))
+    start = Places(num_samples, Views(local_frames=frames), np.random.default_rng(seed)).of_local()
+    crop = pipeline.crop(item, 1, start, frames)
     assert crop.shape == (frames, 80)
     if num_samples >= frames * 160:
         starts = range(len(item.log_mel[1]) - frames + 1)
@@ -65,12 +66,32 @@ def test_a_crop_is_a_stretch_of_its_version_or_padded(num_samples, frames, seed)
 
 
 def test_every_start_is_drawn():
-    item = utterance("u", 16 * 160, 1, 0)  # 17 frames
-    starts = set()
-    for seed in range(60):
-        crop = pipeline.crop(item, 0, 14, np.random.default_rng(seed))
-        starts |= {s for s in range(4) if np.array_equal(crop, item.log_mel[0][s : s + 14])}
-    assert starts == {0, 1, 2, 3}
+    places = Places(16 * 160, Views(global_frames=14, local_frames=14), np.random.default_rng(0))  # of 17 frames
+    assert {places.of_global() for _ in range(60)} == {places.of_local() for _ in range(60)} == {0, 1, 2, 3}
+
+
+@given(frames=st.integers(8, 60), whole=st.integers(5, 40), local=st.integers(5, 40), seed=st.integers(0, 100))
+def test_views_apart_share_as_few_frames_as_they_can(frames, whole, local, seed):
+    views = Views(global_frames=whole, local_frames=local, apart=True)
+    places = Places((frames - 1) * 160, views, np.random.default_rng(seed))
+    begin, starts = places.of_global(), [places.of_local() for _ in range(5)]
+    if begin is None or starts[0] is None:
+        assert max(whole, local) > frames - 1
+        return
+    heard = set(range(begin, begin + whole))
+    for start in starts:
+        assert 0 <= start <= frames - local
+        assert len(heard & set(range(start, start + local))) == max(0, whole + local - frames)
+
+
+def test_views_apart_are_anywhere_beside_each_other():
+    """Of 9 frames the global view of 3 leaves 4 on one side when it begins at most 2 or at least 4."""
+    seen = set()
+    for seed in range(400):
+        places = Places(8 * 160, Views(global_frames=3, local_frames=4, apart=True), np.random.default_rng(seed))
+        seen.add((places.of_global(), places.of_local()))
+    before, after = {(4, 0), (5, 0), (5, 1), (6, 0), (6, 1), (6, 2)}, {(0, 3), (0, 4), (0, 5), (1, 4), (1, 5), (2, 5)}
+    assert seen == before | after
 
 
 @pytest.mark.parametrize("value", ["mean", "silence"])

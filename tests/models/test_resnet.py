@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdpn_jax.models.resnet import ResNet
+from sdpn_jax.models.eres2net import Res2NetBlock
+from sdpn_jax.models.resnet import ResidualBlock, ResNet
 
 SMALL = ResNet(blocks=(1, 2, 1, 1), width=4, embedding_size=6)
 
@@ -20,6 +21,28 @@ def variables_of(network, frames=40):
 def test_parameters_of_the_originals(blocks, bottleneck, count):
     shapes = jax.eval_shape(lambda: variables_of(ResNet(blocks, bottleneck)))["params"]
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ResidualBlock(8, 1, False),
+        ResidualBlock(2, 1, True),
+        Res2NetBlock(8, 3, 2, 1, False),
+        Res2NetBlock(8, 4, 2, 1, True),
+    ],
+)
+def test_a_block_begins_as_the_identity_and_can_leave_it(block):
+    x = np.random.default_rng(0).uniform(0, 1, (2, 5, 6, 8)).astype(np.float32)
+    variables = block.init(jax.random.key(0), x, True)
+
+    def output(params):
+        return block.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0]
+
+    np.testing.assert_array_equal(output(variables["params"]), x)
+    gradient = jax.grad(lambda params: jnp.square(output(params)).sum())(variables["params"])
+    last = max(name for name in gradient if name.startswith("bn") and not name.startswith("bns"))
+    assert (np.abs(gradient[last]["scale"]) > 1e-3).all()
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
@@ -39,7 +62,8 @@ def test_padding_does_not_change_the_embedding(bottleneck):
 
 @pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
-    variables, x = variables_of(SMALL), np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
+    variables = jax.tree.map(lambda x: x + 0.3, variables_of(SMALL))  # no branch of a block at rest
+    x = np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
     with pytest.raises(ValueError, match="batch norm would count the padding"):
         SMALL.apply(variables, x, True, np.array([40, 30, 20]), mutable=["batch_stats"])
 
