@@ -40,6 +40,10 @@ def written(name: str, folder: Path) -> int:
 
     network = network_of({"encoder": name, "front_end": "kaldi80", "embedding_size": 256} | SIZES.get(name, {}))
     variables = jax.device_get(initial_variables(network, 0))
+    # Before training branches of residual blocks add nothing: here they add half.
+    variables["params"] = jax.tree_util.tree_map_with_path(
+        lambda path, x: np.maximum(x, np.float32(0.5)) if path[-1].key == "scale" else x, variables["params"]
+    )
     model_folder.write_model(folder / "model", sizes_of(network), variables, {}, None, "unknown")
     onnx_file.write(folder / "model.onnx", network, variables, "features")
     torch.save(torch_encoders.state_of(network, variables), folder / "model.pt")

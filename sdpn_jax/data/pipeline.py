@@ -273,26 +273,35 @@ def automatic_workers(cores: int) -> int:
 
 
 def held_out_crops(
-    shards: Shards, held_out: int, frames: int, seed: int, count: int = 4
+    shards: Shards, held_out: int, frames: int, count: int = 4
 ) -> tuple[Float16[np.ndarray, "M {frames} F"], Int[np.ndarray, " M"]]:
-    """Crops the last `held_out` utterances: (log-mels float16, the number of each crop's utterance).
+    """Crops the last `held_out` utterances, with noise: (log-mels float16, the number of each crop's utterance).
 
-    Of each utterance up to `count` stretches that do not overlap, each from a random augmented version where there is
-    one; utterances too short for two of them are left out. Raises UserError when fewer than two utterances are left.
+    Of each utterance up to `count` stretches that do not overlap, clean ones with noise of their own, whatever versions
+    training uses and whatever its seed: runs on the same corpus can be compared. Utterances too short for two stretches
+    are left out. Raises UserError when fewer than two utterances are left.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     crops, numbers = [], []
     for number in range(max(shards.utterances - held_out, 0), shards.utterances):
-        log_mel = shards.records[number].log_mel
-        parts = min(count, log_mel.shape[1] // frames)
+        log_mel = shards.records[number].log_mel[0]
+        parts = min(count, len(log_mel) // frames)
         if parts < 2:
             continue
-        starts = np.sort(rng.integers(log_mel.shape[1] - parts * frames + 1, size=parts)) + frames * np.arange(parts)
-        versions = rng.integers(1, len(log_mel), size=parts) if len(log_mel) > 1 else np.zeros(parts, int)
-        crops += [log_mel[version, start : start + frames] for version, start in zip(versions, starts, strict=True)]
+        starts = np.sort(rng.integers(len(log_mel) - parts * frames + 1, size=parts)) + frames * np.arange(parts)
+        crops += [with_noise(log_mel[start : start + frames], rng) for start in starts]
         numbers += [number] * parts
     if len(set(numbers)) < 2:
         raise UserError(
             f"held_out={held_out}: crop retrieval needs at least two held-out utterances of {2 * frames} frames or more"
         )
     return np.stack(crops), np.asarray(numbers)
+
+
+def with_noise(log_mel: features.LogMel, rng: np.random.Generator) -> features.LogMel:
+    """Adds coloured noise at 0-15 dB to log-mel [T, F], power to power, which the sum of two signals has on average."""
+    samples = features.view_samples(len(log_mel))
+    noise = augment.coloured_noise(samples, rng.uniform(*augment.NOISE_EXPONENT), rng)
+    speech, power = np.exp(log_mel, dtype=np.float64), np.exp(features.log_mel(noise)[: len(log_mel)], dtype=np.float64)
+    snr = 10 ** (rng.uniform(*augment.SNR_DB["noise"]) / 10)
+    return np.log(speech + power * (speech.sum() / power.sum() / snr)).astype(log_mel.dtype)

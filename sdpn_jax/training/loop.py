@@ -216,7 +216,7 @@ def evaluator_of(config: Config, network: Network, shards: Shards) -> Evaluator:
     """Prepares what the config wants the teacher to be evaluated on."""
     crops = None
     if config.held_out:
-        crops = pipeline.held_out_crops(shards, config.held_out, config.views.local_frames, config.seed)
+        crops = pipeline.held_out_crops(shards, config.held_out, config.views.local_frames)
     return Evaluator(network, config.eval.trials, config.eval.input, crops)
 
 

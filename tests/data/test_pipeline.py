@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpn_jax.data import features, pipeline, records
+from sdpn_jax.data import augment, features, pipeline, records
 from sdpn_jax.data.pipeline import Places, Views
 from sdpn_jax.data.shards import open_shards, read_shard
 from sdpn_jax.errors import UserError
@@ -230,31 +230,54 @@ def test_held_out_utterances_are_not_trained_on(shards):
     batches = itertools.islice(pipeline.batches(pipeline.dataset(shards, 4, 0, views, held_out=3)), 4)
     trained = [owner(crop) for batch in batches for crop in batch["local"].reshape(-1, 5, 80)]
     assert set().union(*trained) == set(range(8))
-    crops, numbers = pipeline.held_out_crops(shards, 3, 5, 0)
+    crops, numbers = pipeline.held_out_crops(shards, 3, 5)
     assert crops.dtype == np.float16
     assert set(numbers) == {8, 9, 10}
-    assert [owner(crop) for crop in crops] == [{number} for number in numbers]
+    clean = [item.log_mel[0] for item in source]
+    found = [{i for i, log_mel in enumerate(clean) if places_of(crop, log_mel)} for crop in crops]
+    assert found == [{number} for number in numbers]
+
+
+def places_of(crop, clean):
+    """Where in the clean log-mel a crop with noise was cut: noise adds to every value."""
+    length = len(crop)
+    return [s for s in range(len(clean) - length + 1) if (crop > clean[s : s + length] - 0.02).all()]
 
 
 def test_held_out_crops_do_not_overlap(shards):
-    crops, numbers = pipeline.held_out_crops(shards, 11, 20, 0)
+    crops, numbers = pipeline.held_out_crops(shards, 11, 20)
     source = [records.decode(record) for path in shards.paths for record in read_shard(path)]
     for number in set(numbers):
-        starts = []
+        starts, clean = [], source[number].log_mel[0]
         for crop in crops[numbers == number]:
-            log_mel = source[number].log_mel
-            found = [s for v in log_mel[1:] for s in range(len(v) - 19) if np.array_equal(v[s : s + 20], crop)]
-            assert len(found) == 1
+            found = places_of(crop, clean)
+            assert len(found) == 1 and not np.array_equal(crop, clean[found[0] : found[0] + 20])
             starts += found
         assert 2 <= len(starts) <= 4
         assert np.all(np.diff(starts) >= 20)
-    again, _ = pipeline.held_out_crops(shards, 11, 20, 0)
+    again, _ = pipeline.held_out_crops(shards, 11, 20)
     np.testing.assert_array_equal(crops, again)
+
+
+def test_noise_in_the_mel_domain_is_that_of_the_mixture():
+    """Against a mixture of samples at the same signal-to-noise ratio; the frames at both ends are not compared."""
+    rng = np.random.default_rng(3)
+    speech = rng.normal(size=160 * 400) * (1 + np.sin(np.arange(160 * 400) / 3000))  # loud and soft
+    log_mel = features.log_mel(speech.astype(np.float32))
+    for seed in range(6):
+        noisy = np.exp(pipeline.with_noise(log_mel, np.random.default_rng(seed)), dtype=np.float64)
+        assert (noisy >= 0.999 * np.exp(log_mel)).all()
+        draws = np.random.default_rng(seed)
+        noise = augment.coloured_noise(400 * 160 + 400, draws.uniform(0, 2), draws)[: len(speech)]
+        ratio = np.exp(features.log_mel(noise), dtype=np.float64).sum() / np.exp(log_mel, dtype=np.float64).sum()
+        scale = 1 / np.sqrt(ratio * 10 ** (draws.uniform(0, 15) / 10))
+        mixture = np.exp(features.log_mel((speech + scale * noise).astype(np.float32)), dtype=np.float64)
+        np.testing.assert_allclose(noisy[2:-2].mean(0), mixture[2:-2].mean(0), rtol=0.2)
 
 
 def test_too_few_held_out_utterances(shards):
     with pytest.raises(UserError, match="held_out=1"):
-        pipeline.held_out_crops(shards, 1, 10, 0)
+        pipeline.held_out_crops(shards, 1, 10)
     with pytest.raises(UserError, match="batch_size=9 is more than the 8"):
         pipeline.dataset(shards, 9, 0, SMALL, held_out=3)
 
