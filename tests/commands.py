@@ -64,6 +64,6 @@ def command_of(*arguments) -> list[str]:
 
 def process(*arguments, devices: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """`sdpn ARGUMENTS` in a process of its own with so many devices."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = command_of(*arguments)
+    xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment, command = {**os.environ, "XLA_FLAGS": xla}, command_of(*arguments)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)

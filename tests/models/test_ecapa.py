@@ -38,11 +38,12 @@ def test_golden_encoder(vectors, dtype, rtol):
         network = network_of({**sizes, "dtype": dtype})
         x = log_mel(vectors, "input_mel_power", dtype)
 
-        embedding, projection = network.apply(variables, x, False)
+        embedding, projection = jax.jit(lambda v, x: network.apply(v, x, False))(variables, x)
         close(embedding, vectors["eval_embedding"])
         close(projection, vectors["eval_projection"])
 
-        (embedding, projection), updated = network.apply(variables, x, True, mutable=["batch_stats"])
+        train = jax.jit(lambda v, x: network.apply(v, x, True, mutable=["batch_stats"]))
+        (embedding, projection), updated = train(variables, x)
         close(embedding, vectors["train_embedding"])
         close(projection, vectors["train_projection"])
         after = from_released(state | of_state(vectors, "state_after_train/"))[1]["batch_stats"]
@@ -66,9 +67,10 @@ def test_padding_does_not_change_the_embedding():
     padded = x.copy()
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
-    together = network.apply(variables, padded, lengths, method=network.embed)
+    embed = jax.jit(lambda x, lengths: network.apply(variables, x, lengths, method=network.embed))
+    together = embed(padded, lengths)
     for row, length in enumerate(lengths):
-        alone = network.apply(variables, x[row : row + 1, :length], method=network.embed)[0]
+        alone = embed(x[row : row + 1, :length], None)[0]
         np.testing.assert_allclose(together[row], alone, rtol=2e-4, atol=2e-5)
 
 

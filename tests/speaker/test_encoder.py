@@ -92,6 +92,7 @@ def test_the_model_in_the_package(recordings):
     assert ours.embed((noise(0), 16000)).shape == (ours.embedding_size,)
 
 
+@pytest.mark.slow
 def test_the_model_in_the_package_tells_voices_apart(speech):
     """As its card says: EER by scikit-learn's ROC, of speakers it has not heard."""
     folder = speech / "speechocean_mini"
@@ -276,7 +277,7 @@ def test_enrol_and_identify_commands(model, recordings, tmp_path):
 
 def test_stablehlo_needs_no_package_and_takes_any_size(encoder, variables, tmp_path):
     (tmp_path / "m.stablehlo").write_bytes(stablehlo.serialise(SMALL, variables))
-    sizes = [(rows, samples) for samples in (1600, 20_001, 50_000) for rows in (1, 3)]
+    sizes = [(1, 1600), (3, 20_001), (1, 50_000)]
     batches = {
         f"{rows}x{samples}": noise(samples, rows * samples / 16000).reshape(rows, samples) for rows, samples in sizes
     }
