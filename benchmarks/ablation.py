@@ -46,6 +46,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "distorted": {"data_dir": "distorted"},
     "distorted, clean teacher": {"data_dir": "distorted", "views.global_augmented": 0.0},
     "distorted, half augmented teacher": {"data_dir": "distorted", "views.global_augmented": 0.5},
+    "views apart": {"views.apart": True, "views.global_frames": 200},
     "two global views": {"views.global_count": 2},
     "four local views, a global one of 4 s": {"views.local_count": 4, "views.global_frames": 400},
     "eight local views of 1 s": {"views.local_count": 8, "views.local_frames": 100},
