@@ -51,13 +51,13 @@ class Places:
         """Draws the first frame of a global view; None when the utterance is too short and must be padded."""
         frames = self.views.global_frames
         starts = self._starts(frames)
-        if starts is None or not self.views.apart:
-            return starts and int(self.rng.integers(starts))
-        if self.taken:
-            return int(self.rng.integers(starts))
-        first = np.arange(starts)
-        room = np.minimum(np.maximum(first, starts - 1 - first), self.views.local_frames)  # for a local view beside it
-        start = int(self.rng.choice(first[room == room.max()]))
+        if not starts:
+            return None
+        if not self.views.apart or self.taken:
+            return self._any_of(starts)
+        first = np.arange(len(starts))
+        room = np.minimum(np.maximum(first, first[::-1]), self.views.local_frames)  # for a local view beside it
+        start = self._any_of(first[room == room.max()])
         self.taken = start, start + frames
         return start
 
@@ -65,18 +65,22 @@ class Places:
         """Draws the first frame of a local view; None when the utterance is too short and must be padded."""
         frames = self.views.local_frames
         starts = self._starts(frames)
-        if starts is None or self.taken is None:
-            return starts and int(self.rng.integers(starts))
-        first = np.arange(starts)
-        begin, end = self.taken
-        shared = np.maximum(np.minimum(first + frames, end) - np.maximum(first, begin), 0)
-        return int(self.rng.choice(first[shared == shared.min()]))
-
-    def _starts(self, frames: int) -> int | None:
-        """How many places there are for so many frames."""
-        if self.num_samples < frames * features.DEFAULT.hop:
+        if not starts:
             return None
-        return 1 + self.num_samples // features.DEFAULT.hop - frames + 1
+        if not self.taken:
+            return self._any_of(starts)
+        first, (begin, end) = np.arange(len(starts)), self.taken
+        shared = np.maximum(np.minimum(first + frames, end) - np.maximum(first, begin), 0)
+        return self._any_of(first[shared == shared.min()])
+
+    def _starts(self, frames: int) -> range:
+        """The first frames of all stretches of so many frames; none where the utterance is too short."""
+        if self.num_samples < frames * features.DEFAULT.hop:
+            return range(0)
+        return range(1 + self.num_samples // features.DEFAULT.hop - frames + 1)
+
+    def _any_of(self, starts: range | np.ndarray) -> int:
+        return int(starts[self.rng.integers(len(starts))])
 
 
 def crop(
