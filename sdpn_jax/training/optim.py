@@ -33,6 +33,14 @@ def ema_momentum(first: float, last: float, total_steps: int) -> optax.Schedule:
     return lambda step: last - (last - first) * share_of_first(step)
 
 
+def follow(teacher: PyTree[Tensor], student: PyTree[Tensor], momentum: float | Float[Array, ""]) -> PyTree[Tensor]:
+    """Moves the teacher's weights a step towards the student's: t <- m t + (1 - m) s (arXiv 2006.07733, equation 1).
+
+    Written t + (1 - m) (s - t), so that equal weights, as of a frozen encoder, stay what they are to the last bit.
+    """
+    return jax.tree.map(lambda t, s: t + (1 - momentum) * (s - t), teacher, student)
+
+
 def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
     """Scales gradients to a norm of at most `max_norm`: g min(1, max_norm / (|g| + 1e-6)).
 

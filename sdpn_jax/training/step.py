@@ -181,7 +181,7 @@ def make_train_step(
         params: Any = optax.apply_updates(params, updates)
 
         momentum = teacher_momentum(state.step)
-        teacher_params = optax.incremental_update(params["network"], state.teacher["params"], 1 - momentum)
+        teacher_params = optim.follow(state.teacher["params"], params["network"], momentum)
         metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
         metrics |= {"gradient_norm": optax.tree.norm(gradients), "update_norm": optax.tree.norm(updates)}

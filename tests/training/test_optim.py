@@ -36,6 +36,14 @@ def test_ema_momentum():
     assert float(schedule(100)) == pytest.approx(1.0)
 
 
+def test_the_teacher_follows_and_equal_weights_stay():
+    teacher, student = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
+    moved = optim.follow({"w": teacher}, {"w": student}, 0.996)["w"]
+    np.testing.assert_allclose(moved, 0.996 * teacher.astype(np.float64) + 0.004 * student, rtol=1e-5, atol=1e-6)
+    for momentum in np.float32([0.3, 0.97, 0.9937, 0.9999]):
+        np.testing.assert_array_equal(optim.follow(teacher, teacher, momentum), teacher)
+
+
 def test_ema_momentum_may_stay():
     assert float(optim.ema_momentum(0.99, 0.99, 100)(37)) == pytest.approx(0.99)
 
