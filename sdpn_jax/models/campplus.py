@@ -9,12 +9,13 @@ from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Frames, Lengths
-from sdpn_jax.models.layers import BatchNorm, Conv, wide
+from sdpn_jax.models.layers import BatchNorm, Conv, fan_in_uniform, wide
 from sdpn_jax.models.resnet import Conv2D, ResidualBlock, flattened, stem, strided
 
 DENSE = 4  # times the width are the channels that the first dense block begins with
 HALVED = (2, 1)  # strides of frequency and time
 DILATIONS = (1, 2, 2)  # of each dense block
+BARELY = 0.01  # begins the scale of channels that a dense block makes: at 0 no gradient would pass the ReLU behind it
 SEGMENT = 100  # frames with a gate in common
 VARIANCE_FLOOR = 1e-30  # adds nothing to a variance, and keeps the gradient finite where a channel is silent
 
@@ -34,7 +35,7 @@ class TimeDelay(nn.Module):
     @nn.compact
     def __call__(self, x: Frames, lengths: Lengths = None) -> Float[Array, "B T2 {self.features}"]:
         taps, num_frames = self.kernel_size, x.shape[1]
-        kernel = self.param("kernel", nn.initializers.he_normal(), (taps, x.shape[-1], self.features))
+        kernel = self.param("kernel", fan_in_uniform(taps * x.shape[-1]), (taps, x.shape[-1], self.features))
         x = frames.zero_pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
         starts = range(0, taps * self.dilation, self.dilation)
         x = jnp.concatenate([x[:, start : start + num_frames : self.stride] for start in starts], axis=-1)
@@ -84,7 +85,8 @@ class CAMPlus(nn.Module):
     `lengths` in frames (None: all of T) makes the result for a padded sequence that of the sequence alone. `width`:
     channels of the two-dimensional front; `initial`: those that the first of three dense blocks begins with; `blocks`:
     layers of each, which add `growth` channels through a bottleneck of `bottleneck_factor` times as many. Where initial
-    and growth are 0 they are four times the width and the width, as published. `remat` computes the inside of residual
+    and growth are 0 they are four times the width and the width, as published. As residual blocks begin as the
+    identity, dense blocks begin by passing on little but what they were given. `remat` computes the inside of residual
     blocks and dense layers again in the backward pass.
     """
 
@@ -114,8 +116,9 @@ class CAMPlus(nn.Module):
                 bottleneck = self.bottleneck_factor * growth
                 layer = dense_layer(growth, bottleneck, dilation, self.dtype, name=f"block{k}_{i}")
                 made.append(layer(made, train, averages, lengths))
+            scale = (1.0,) * x.shape[-1] + (BARELY,) * growth * layers
             x = jnp.concatenate(made, axis=-1)
-            x = nn.relu(BatchNorm(name=f"transit{k}_norm")(x, train))
+            x = nn.relu(BatchNorm(initial_scale=scale, name=f"transit{k}_norm")(x, train))
             x = TimeDelay(x.shape[-1] // 2, dtype=self.dtype, name=f"transit{k}")(x)
         x = nn.relu(BatchNorm(name="out_norm")(x, train))
         x = frames.mean_and_deviation(x.astype(wide(self.dtype)), lengths, VARIANCE_FLOOR)

@@ -1,7 +1,7 @@
 """Building blocks shared by encoders and head: convolution over time, norms."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -72,20 +72,20 @@ class BatchNorm(nn.Module):
 
     The batch is normalised by its biased variance while the running average keeps the unbiased one. Running average
     r <- decay * r + (1 - decay) * batch. Not `affine`: without learnt scale and bias. The scale begins with
-    `initial_scale`: 0 where the norm ends the branch of a residual block, which then begins as the identity (Goyal et
-    al., arXiv 1706.02677, section 5.1).
+    `initial_scale`, a number or one for each channel: 0 where the norm ends the branch of a residual block, which then
+    begins as the identity (Goyal et al., arXiv 1706.02677, section 5.1).
     """
 
     decay: float = 0.9
     epsilon: float = 1e-5
     affine: bool = True
-    initial_scale: float = 1.0
+    initial_scale: float | Sequence[float] = 1.0
 
     @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
         features = x.shape[-1]
         scale = (
-            self.param("scale", nn.initializers.constant(self.initial_scale), (features,))
+            self.param("scale", nn.initializers.constant(np.asarray(self.initial_scale)), (features,))
             if self.affine
             else jnp.ones(features)
         )

@@ -64,6 +64,20 @@ def test_the_gate_sees_the_sequence_and_the_segment(num_frames):
         np.testing.assert_allclose(found[t], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_dense_block_begins_by_passing_on_what_it_was_given_and_can_leave_it():
+    x = np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
+    variables = variables_of(SMALL)
+    expected = {"transit1_norm": (8, 4), "transit2_norm": (6, 8), "transit3_norm": (7, 4)}
+    for name, (given, made) in expected.items():
+        np.testing.assert_array_equal(variables["params"][name]["scale"], np.float32([1.0] * given + [0.01] * made))
+
+    def loss(params):
+        return SMALL.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0][:, 0] @ np.arange(3.0)
+
+    gradient = jax.grad(loss)(variables["params"])
+    assert all((np.abs(gradient[name]["scale"][given:]) > 0).all() for name, (given, _) in expected.items())
+
+
 def test_padding_does_not_change_the_embedding():
     """Of the two lengths about 200 frames one is a whole segment after the stride, the other one frame more."""
     rng, lengths = np.random.default_rng(0), np.array([230, 201, 200, 7])
