@@ -3,8 +3,8 @@
     python benchmarks/adaptation.py --model=M --domain=RECORDINGS --embeddings=E.npz --trials=A.txt,B.txt
 
 Embeds the recordings of the domain once and draws as many as asked for, again and again. "chosen" is what `sdpn adapt`
-does: the shrinkage that crops of the drawn recordings choose. Prints mean (lowest - highest) EER in % over the draws
-and writes <output>.
+does: the shrinkage that crops of the drawn recordings choose, or the model as it is. Prints mean
+(lowest - highest) EER in % over the draws and writes <output>.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ import measure
 import numpy as np
 from absl import app, flags
 
+from sdpn_jax.errors import UserError
 from sdpn_jax.eval import adaptation, metrics, normalisation, scoring
 from sdpn_jax.eval.trials import read_trials, trial_rows
 from sdpn_jax.speaker import domain
 
-Scorer = Callable[[np.ndarray], np.ndarray]  # embeddings of the trials' utterances -> scores
+Scorer = Callable[..., np.ndarray]  # embeddings, rows of both sides of the trials -> scores
 
 
 def drawn(found: domain.Domain, count: int, rng: np.random.Generator) -> domain.Domain:
@@ -30,45 +31,45 @@ def drawn(found: domain.Domain, count: int, rng: np.random.Generator) -> domain.
     return domain.Domain(found.embeddings[rows], found.crops[crops], place[found.recordings[crops]], [])
 
 
-def ways(part: domain.Domain, enrol: np.ndarray, test: np.ndarray) -> dict[str, Scorer]:
-    """All ways of using the recordings: names and scorers of the trials between rows `enrol` and `test`."""
+def ways(part: domain.Domain) -> dict[str, Scorer]:
+    """All ways of using the recordings: name -> the scores of trials."""
 
-    def cosine(embeddings: np.ndarray) -> np.ndarray:
-        return scoring.cosine_scores(embeddings, enrol, test)
+    def whitened(affine: adaptation.Affine) -> Scorer:
+        return lambda embeddings, *rows: scoring.cosine_scores(adaptation.adapted(embeddings, affine), *rows)
 
-    def whitened(shrinkage: float) -> Scorer:
-        affine = adaptation.whitening(part.embeddings, shrinkage)
-        return lambda embeddings: cosine(adaptation.adapted(embeddings, affine))
+    def as_norm(embeddings: np.ndarray, *rows: np.ndarray) -> np.ndarray:
+        top = min(300, len(part.embeddings) // 2)
+        statistics = normalisation.cohort_statistics(embeddings, part.embeddings, top)
+        return normalisation.normalise(scoring.cosine_scores(embeddings, *rows), *rows, statistics)
 
-    def as_norm(embeddings: np.ndarray) -> np.ndarray:
-        statistics = normalisation.cohort_statistics(embeddings, part.embeddings, min(300, len(part.embeddings) // 2))
-        return normalisation.normalise(cosine(embeddings), enrol, test, statistics)
-
-    number = adaptation.choose(adaptation.crop_rates(part.embeddings, part.crops, part.recordings))
-    return {
-        "mean": whitened(1.0),
-        "shrinkage 0.7": whitened(0.7),
-        "shrinkage 0.3": whitened(0.3),
-        "plain (0.01)": whitened(0.01),
-        "chosen": whitened(adaptation.SHRINKAGES[number - 1]) if number else cosine,
-        "AS-norm": as_norm,
-    }
+    fixed = {"mean": 1.0, "shrinkage 0.7": 0.7, "shrinkage 0.3": 0.3, "plain (0.01)": 0.01}
+    fits = adaptation.whitenings(part.embeddings, [*fixed.values(), *adaptation.SHRINKAGES])
+    found = {name: whitened(affine) for name, affine in zip(fixed, fits, strict=False)}
+    try:
+        number = adaptation.choose(adaptation.crop_rates(part.embeddings, part.crops, part.recordings))
+    except UserError:  # too few are long enough
+        number = 0
+    found["chosen"] = whitened(fits[len(fixed) + number - 1]) if number else scoring.cosine_scores
+    return found | {"AS-norm": as_norm}
 
 
 def main(_) -> None:
     embeddings, ids = scoring.load_embeddings(flags.FLAGS.embeddings)
     found = domain.read(flags.FLAGS.model, flags.FLAGS.domain, 2.0)
     lists = {Path(path).stem: read_trials(path) for path in flags.FLAGS.trials}
-    results: dict[str, dict[str, list[float]]] = {}
-    for name, trials in lists.items():
-        rows, labels = trial_rows(ids, trials), trials.known_labels()
-        rates = results[name] = {"cosine": [100 * metrics.eer(scoring.cosine_scores(embeddings, *rows), labels)]}
-        for count in dict.fromkeys(min(int(each), len(found.embeddings)) for each in flags.FLAGS.recordings):
-            for draw in range(flags.FLAGS.draws if count < len(found.embeddings) else 1):
-                part = drawn(found, count, np.random.default_rng((draw, count)))
-                for way, score in ways(part, *rows).items():
-                    rate = 100 * metrics.eer(score(embeddings), labels)
-                    rates.setdefault(f"{count} recordings, {way}", []).append(rate)
+    trials = {name: (trial_rows(ids, each), each.known_labels()) for name, each in lists.items()}
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in lists}
+
+    def measured(title: str, score: Scorer) -> None:
+        for name, (rows, labels) in trials.items():
+            results[name].setdefault(title, []).append(100 * metrics.eer(score(embeddings, *rows), labels))
+
+    measured("cosine", scoring.cosine_scores)
+    for count in dict.fromkeys(min(int(each), len(found.embeddings)) for each in flags.FLAGS.recordings):
+        for draw in range(flags.FLAGS.draws if count < len(found.embeddings) else 1):
+            for way, score in ways(drawn(found, count, np.random.default_rng((draw, count)))).items():
+                measured(f"{count} recordings, {way}", score)
+    for name, rates in results.items():
         spreads = {row: f"{np.mean(each):.1f} ({min(each):.1f}-{max(each):.1f})" for row, each in rates.items()}
         measure.show(f"{name}: EER, %", spreads)
     measure.write(flags.FLAGS.output, results)

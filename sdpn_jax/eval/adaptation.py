@@ -25,13 +25,18 @@ def whitening(embeddings: Float[np.ndarray, "N D"], shrinkage: float) -> Affine:
     covariance matrices", 2004). s = 1 subtracts the mean alone; the less, the more the directions in which the domain
     varies most count less.
     """
+    return whitenings(embeddings, [shrinkage])[0]
+
+
+def whitenings(embeddings: Float[np.ndarray, "N D"], shrinkages: Sequence[float]) -> list[Affine]:
+    """Fits `whitening` with each shrinkage, from one decomposition of the covariance."""
     units = unit(np.asarray(embeddings, np.float64))
     mean = units.mean(0)
     covariance = (units - mean).T @ (units - mean) / len(units)
     scale = np.trace(covariance) / len(covariance)
     values, vectors = np.linalg.eigh(covariance)
-    shrunken = (1 - shrinkage) * np.maximum(values, 0) + shrinkage * scale
-    return mean, (vectors * np.sqrt(scale / np.maximum(shrunken, 1e-12))) @ vectors.T
+    shrunken = [(1 - shrinkage) * np.maximum(values, 0) + shrinkage * scale for shrinkage in shrinkages]
+    return [(mean, (vectors * np.sqrt(scale / np.maximum(each, 1e-12))) @ vectors.T) for each in shrunken]
 
 
 def adapted(embeddings: Float[np.ndarray, "N D"], affine: Affine) -> Float64[np.ndarray, "N D"]:
@@ -64,9 +69,8 @@ def crop_rates(
         order = rng.permutation(usable)
         fitting, judging = np.split(order, [len(order) // 2])
         chosen = np.isin(recordings, judging)
-        ways = [crops[chosen]] + [
-            adapted(crops[chosen], whitening(embeddings[fitting], shrinkage)) for shrinkage in shrinkages
-        ]
+        fits = whitenings(embeddings[fitting], shrinkages)
+        ways = [crops[chosen], *(adapted(crops[chosen], affine) for affine in fits)]
         rates.append([crop_retrieval(way, recordings[chosen])["crop_eer_percent"] for way in ways])
     return np.asarray(rates)
 

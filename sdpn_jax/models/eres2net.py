@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Lengths
 from sdpn_jax.models.layers import BatchNorm
-from sdpn_jax.models.resnet import Conv2D, embedding_of_maps, stem, strided
+from sdpn_jax.models.resnet import Conv2D, embedding_of_maps, rectified, stem, strided
 
 Maps: TypeAlias = Float[Array, "B F T C"]
 
@@ -24,7 +24,7 @@ FUSED_STAGES = 2, 3  # counted from 0: those whose blocks join their groups by a
 
 def clipped_relu(x: Maps) -> Maps:
     """Clips to [0, 20]."""
-    return jnp.clip(x, 0, CEILING)
+    return rectified(jnp.minimum(x, CEILING))
 
 
 class AttentionalFusion(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdpn_jax.models.eres2net import Res2NetBlock
+from sdpn_jax.models.eres2net import ERes2NetV2, Res2NetBlock
 from sdpn_jax.models.resnet import ResidualBlock, ResNet
 
 SMALL = ResNet(blocks=(1, 2, 1, 1), width=4, embedding_size=6)
@@ -43,6 +43,19 @@ def test_a_block_begins_as_the_identity_and_can_leave_it(block):
     gradient = jax.grad(lambda params: jnp.square(output(params)).sum())(variables["params"])
     last = max(name for name in gradient if name.startswith("bn") and not name.startswith("bns"))
     assert (np.abs(gradient[last]["scale"]) > 1e-3).all()
+
+
+@pytest.mark.parametrize("network", [ResNet(width=4, embedding_size=4), ERes2NetV2(width=4, embedding_size=4)])
+def test_a_longer_stage_holds_no_more_maps(network):
+    """Were the sums of all earlier blocks computed again in each block, their maps would have to be kept."""
+
+    def maps_of(blocks):
+        longer = network.clone(blocks=(blocks, 1, 1, 1))
+        shapes = jax.eval_shape(lambda: variables_of(longer))
+        compiled = jax.jit(lambda v, x: longer.apply(v, x, False)).lower(shapes, np.zeros((1, 100, 80))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / (4 * 100 * 80 * 4)
+
+    assert maps_of(16) < maps_of(4) + 2
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
