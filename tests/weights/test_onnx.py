@@ -95,6 +95,14 @@ def test_any_length_in_any_batch(name):
             np.testing.assert_allclose(outputs_of(session, pair[:rows]), expected[:rows], atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("sizes", [RESNET, {"encoder": "eres2netv2", "width": 4, "blocks": [1] * 4}])
+def test_a_block_ends_in_what_runtimes_join_with_the_sum_before_it(sizes):
+    network = network_of({**sizes, **HEAD, "front_end": "kaldi80"})
+    content = onnx_file.serialise(network, random_variables(network), "features")
+    kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert "Where" not in kinds and kinds.count("Relu") >= 4
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_encoders(golden, name):
     folder = golden / "encoders" / name
