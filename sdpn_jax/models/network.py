@@ -1,13 +1,14 @@
 """Encoder and projection head together: what student and teacher both are."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from sdpn_jax.models.campplus import CAMPlus
 from sdpn_jax.models.ecapa import ECAPA
@@ -116,5 +117,10 @@ def _fields(module: type[nn.Module]) -> list[str]:
 
 def initial_variables(network: Network, seed: int) -> dict:
     """Initialises {"params", "batch_stats"} of a new network in float32, a function of the seed alone."""
+    return _initialise(network, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(network: Network, key: PRNGKeyArray) -> dict:
     shape = (2, 32, MEL_BINS)  # parameters depend on neither batch nor frames
-    return jax.jit(lambda key: network.init(key, jnp.zeros(shape), True))(jax.random.key(seed))
+    return network.init(key, jnp.zeros(shape), True)

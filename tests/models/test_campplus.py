@@ -4,27 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.campplus import VARIANCE_FLOOR, CAMPlus, ContextGated, TimeDelay, segment_averages
 
 SMALL = CAMPlus(blocks=(1, 2, 1), width=4, initial=8, growth=4, bottleneck_factor=2, embedding_size=6)
-QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than the network
 
 
-def variables_of(network, frames=40):
-    return network.init(jax.random.key(0), jnp.zeros((2, frames, 80)), True)
+def variables_of(network):
+    return jax.jit(lambda: network.init(jax.random.key(0), jnp.zeros((2, 40, 80)), True))()
 
 
-def drawn(network, rng):
-    """Every array random, of a size that lets no gate be always open or shut."""
-
-    def draw(path, x):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        return rng.normal(0, 1 / np.sqrt(np.prod(x.shape[:-1])), x.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: variables_of(network)))
+SHAPES = jax.eval_shape(lambda: variables_of(SMALL))
 
 
 @pytest.mark.parametrize("embedding_size, count", [(512, 7_176_224), (192, 6_848_544)])
@@ -74,20 +66,20 @@ def test_a_dense_block_begins_by_passing_on_what_it_was_given_and_can_leave_it()
     def loss(params):
         return SMALL.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0][:, 0] @ np.arange(3.0)
 
-    gradient = jax.grad(loss)(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     assert all((np.abs(gradient[name]["scale"][given:]) > 0).all() for name, (given, _) in expected.items())
 
 
 def test_padding_does_not_change_the_embedding():
     """Of the two lengths about 200 frames one is a whole segment after the stride, the other one frame more."""
     rng, lengths = np.random.default_rng(0), np.array([230, 201, 200, 7])
-    variables, x = drawn(SMALL, rng), rng.normal(size=(4, 230, 80))
+    variables, x = random_variables.drawn(SHAPES), rng.normal(size=(4, 230, 80))
     padded = x.copy()
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
     with jax.enable_x64(True):
         network = SMALL.clone(dtype=np.float64)
-        embed = jax.jit(lambda v, x, lengths: network.apply(v, x, False, lengths), compiler_options=QUICKLY)
+        embed = jax.jit(lambda v, x, lengths: network.apply(v, x, False, lengths))
         together = embed(variables, padded, lengths)
         for row, length in enumerate(lengths):
             alone = embed(variables, x[row : row + 1, :length], None)[0]
@@ -98,7 +90,7 @@ def test_padding_does_not_change_the_embedding():
 @pytest.mark.slow
 def test_training_refuses_lengths_and_remat_changes_nothing():
     rng = np.random.default_rng(0)
-    variables, x = drawn(SMALL, rng), rng.normal(size=(3, 40, 80)).astype(np.float32)
+    variables, x = random_variables.drawn(SHAPES), rng.normal(size=(3, 40, 80)).astype(np.float32)
     with pytest.raises(ValueError, match="batch norm would count the padding"):
         SMALL.apply(variables, x, True, np.array([40, 30, 20]), mutable=["batch_stats"])
     weight = rng.normal(size=(3, 6)).astype(np.float32)
@@ -108,7 +100,7 @@ def test_training_refuses_lengths_and_remat_changes_nothing():
             embedding, _ = network.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
             return (embedding * weight).sum()
 
-        return jax.jit(jax.grad(loss), compiler_options=QUICKLY)(variables["params"])
+        return jax.jit(jax.grad(loss))(variables["params"])
 
     plain, again = gradient(SMALL), gradient(SMALL.clone(remat=True))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(plain))

@@ -9,7 +9,6 @@ from sdpn_jax.models.ecapa_wespeaker import AttentivePooling, WeSpeakerECAPA
 
 SMALL = WeSpeakerECAPA(width=8, se_bottleneck=4, attention=6, embedding_size=5)
 FORMS = [(True, False), (False, True)]  # global_context, embedding_norm
-QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these networks
 
 
 def variables_of(network):
@@ -38,7 +37,7 @@ def test_padding_does_not_change_the_embedding(global_context, embedding_norm):
     padded = x.copy()
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
-    embed = jax.jit(lambda v, x, lengths: network.apply(v, x, False, lengths), compiler_options=QUICKLY)
+    embed = jax.jit(lambda v, x, lengths: network.apply(v, x, False, lengths))
     together = embed(variables, padded, lengths)
     for row, length in enumerate(lengths):
         alone = embed(variables, x[row : row + 1, :length], None)[0]
@@ -75,7 +74,7 @@ def test_channels_that_never_vary_have_a_finite_gradient(global_context):
     pooling, x = AttentivePooling(5, global_context), jnp.full((2, 7, 4), 0.5)
     params = pooling.init(jax.random.key(0), x)
     gradient = jax.grad(lambda params, x: (pooling.apply(params, x) ** 2).sum(), (0, 1))
-    gradients = jax.jit(gradient, compiler_options=QUICKLY)(params, x)
+    gradients = jax.jit(gradient)(params, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     np.testing.assert_allclose(gradients[1].sum(1), 2 * 0.5, rtol=1e-5)  # of the squared mean alone
 
@@ -92,7 +91,7 @@ def test_training_refuses_lengths_and_remat_changes_nothing():
             embedding, _ = network.apply({"params": params, "batch_stats": kept}, x, True, mutable=["batch_stats"])
             return (embedding**3).sum()
 
-        return jax.jit(jax.grad(loss), compiler_options=QUICKLY)(variables["params"], variables["batch_stats"])
+        return jax.jit(jax.grad(loss))(variables["params"], variables["batch_stats"])
 
     plain, again = gradient(network), gradient(network.clone(remat=True))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
@@ -105,7 +104,7 @@ def test_the_embedding_is_normed_by_its_running_statistics():
     variables = variables_of(network)
     x = np.random.default_rng(3).normal(size=(2, 20, 80)).astype(np.float32)
     within = lambda module, _: module.name == "embedding"  # noqa: E731
-    embed = jax.jit(lambda v: network.apply(v, x, False, capture_intermediates=within), compiler_options=QUICKLY)
+    embed = jax.jit(lambda v: network.apply(v, x, False, capture_intermediates=within))
     found, seen = embed(variables)
     before = seen["intermediates"]["embedding"]["__call__"][0][:, 0]
     norm, kept = variables["params"]["embedding_norm"], variables["batch_stats"]["embedding_norm"]

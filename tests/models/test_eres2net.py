@@ -9,7 +9,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sdpn_jax.models.eres2net import ERes2NetV2, Res2NetBlock
 
 SMALL = ERes2NetV2(blocks=(1, 1, 2, 1), width=4, base_width=24, scale=3, embedding_size=6)
-QUICKLY = {"xla_backend_optimization_level": 0}  # the compiler takes longer than the network
 
 
 def shapes_of(network, shape=(2, 32, 80)):
@@ -59,7 +58,7 @@ def test_a_block_by_hand(fused, x, expected):
 def test_padding_does_not_change_the_embedding():
     rng = np.random.default_rng(0)
     variables = drawn(shapes_of(SMALL), rng)
-    embed = jax.jit(lambda x, lengths: SMALL.apply(variables, x, False, lengths), compiler_options=QUICKLY)
+    embed = jax.jit(lambda x, lengths: SMALL.apply(variables, x, False, lengths))
     x, lengths = rng.normal(size=(3, 45, 80)).astype(np.float32), np.array([45, 26, 7])
     padded = x.copy()
     for row, length in enumerate(lengths):
@@ -86,7 +85,7 @@ def test_training_refuses_lengths_and_remat_changes_nothing():
                 embedding, _ = network.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
                 return jnp.square(embedding).sum()
 
-            return jax.jit(jax.grad(loss), compiler_options=QUICKLY)(variables["params"])
+            return jax.jit(jax.grad(loss))(variables["params"])
 
         double = network.clone(dtype=np.float64)
         plain, again = gradient(double), gradient(double.clone(remat=True))

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import pytest
+import random_variables
 
-from sdpn_jax.models.network import ENCODERS, initial_variables, network_of, sizes_of
+from sdpn_jax.models.network import ENCODERS, network_of, sizes_of
 
 NARROW = {"width": 8, "channels": (8,) * 5, "embedding_size": 6, "hidden_size": 8, "projection_size": 4}
 
@@ -25,7 +26,7 @@ def test_only_log_mel_is_normalised_inside():
     x = np.random.default_rng(0).normal(3, 2, size=(2, 40, 80)).astype(np.float32)
     normalised = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     of_sdpn, of_others = (network_of({**NARROW, "front_end": name}) for name in ("sdpn", "wespeaker"))
-    variables = initial_variables(of_sdpn, 0)
+    variables = random_variables.of_network(of_sdpn)
     inside = jax.jit(lambda x: of_sdpn.apply(variables, x, method=of_sdpn.embed))(x)
     outside = jax.jit(lambda x: of_others.apply(variables, x, method=of_others.embed))
     np.testing.assert_allclose(inside, outside(normalised), rtol=1e-4, atol=1e-5)

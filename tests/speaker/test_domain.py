@@ -2,17 +2,17 @@
 
 import json
 
-import jax
 import numpy as np
 import onnxruntime
 import pytest
+import random_variables
 import soundfile
 from commands import sdpn
 from safetensors.numpy import load_file, save_file
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax.eval import adaptation
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.speaker import domain
 from sdpn_jax.weights import model_folder, onnx_file
 from sdpn_jax.weights.load import load_network
@@ -36,7 +36,7 @@ def recordings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "plain"
-    variables = jax.device_get(initial_variables(network_of(SIZES), 0))
+    variables = random_variables.of_network(network_of(SIZES))
     model_folder.write_model(folder, SIZES, variables, {"trained": "never"}, 0.5, "CC0-1.0")
     return folder
 

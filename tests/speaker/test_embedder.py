@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import random_variables
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_incomplete_batches_are_filled_up_by_less_than_a_half():
 
 @pytest.mark.slow
 def test_an_embedding_does_not_depend_on_its_company():
-    variables = initial_variables(SMALL, 0)
+    variables = random_variables.of_network(SMALL)
     rng = np.random.default_rng(0)
     log_mels = [rng.normal(size=(frames, 80)).astype(np.float32) for frames in (11, 120, 127, 128, 129, 300)]
     together = embedder.Embedder(SMALL)(variables, log_mels)
@@ -88,11 +89,11 @@ def test_crops_of_several_utterances_are_kept_apart():
 def test_a_fingerprint_is_of_what_is_computed():
     sizes = {"channels": (8,) * 5, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
     plain = network_of(sizes)
-    variables = initial_variables(plain, 0)
+    variables = random_variables.of_network(plain)
     first = embedder.fingerprint(plain, variables)
     assert embedder.fingerprint(network_of(sizes | {"remat": True}), variables) == first
     assert embedder.fingerprint(network_of(sizes | {"se_bottleneck": 16}), variables) != first
-    assert embedder.fingerprint(plain, initial_variables(plain, 1)) != first
+    assert embedder.fingerprint(plain, random_variables.of_network(plain, seed=1)) != first
 
 
 @pytest.mark.parametrize("sizes, digest", [

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import random_variables
 import safetensors.numpy
 import soundfile
 import soxr
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_curve
 from sdpn_jax import PRETRAINED, SpeakerEncoder
 from sdpn_jax.data import features
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.speaker import gallery
 from sdpn_jax.weights import model_folder, sdpn_names, stablehlo
 
@@ -30,11 +31,7 @@ SMALL = network_of(SIZES)
 @pytest.fixture(scope="module")
 def variables():
     """Of an untrained network whose batch statistics are not those of a new one."""
-    rng = np.random.default_rng(0)
-    fresh = initial_variables(SMALL, 0)
-    return fresh | {
-        "batch_stats": jax.tree.map(lambda x: x + 0.3 * rng.random(x.shape, np.float32), fresh["batch_stats"])
-    }
+    return random_variables.of_network(SMALL)
 
 
 @pytest.fixture(scope="module")

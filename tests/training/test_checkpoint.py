@@ -5,9 +5,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.training import checkpoint
 from sdpn_jax.weights import run
 
@@ -164,7 +165,7 @@ def test_steps_are_listed_without_the_other_processes(written, monkeypatch):
 def test_reading_writes_nothing(tmp_path, caplog):
     run_of = tmp_path / "run"
     sizes = {"channels": (8,) * 5, "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8}
-    variables = initial_variables(network_of(sizes), 0)
+    variables = random_variables.of_network(network_of(sizes))
     with checkpoint.manager(run_of) as checkpoints:
         checkpoint.save(checkpoints, 5, {"teacher": variables}, {})
         checkpoints.wait_until_finished()

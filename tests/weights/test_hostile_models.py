@@ -3,15 +3,15 @@
 import json
 import struct
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 import safetensors.numpy
 from mutations import mutated
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.weights import checks, export, model_folder, run, sdpn_names
 from sdpn_jax.weights.load import load_network
 
@@ -23,7 +23,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def variables() -> dict:
-    return jax.tree.map(np.asarray, initial_variables(network_of(SIZES), 0))
+    return random_variables.of_network(network_of(SIZES))
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 from commands import sdpn
 from jax import export
 
 from sdpn_jax.data import front_ends
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of, sizes_of
+from sdpn_jax.models.network import network_of, sizes_of
 from sdpn_jax.weights import model_folder, onnx_file
 from sdpn_jax.weights.load import load_network
 
@@ -38,19 +39,7 @@ GOLDEN = {"sdpn_2024": "sdpn.pth", "ecapa_3dspeaker": "ecapa_tdnn.bin", "ecapa_s
 @functools.cache
 def network_and_variables(name):
     network = network_of(NETWORKS[name][0] | HEAD)
-    return network, random_variables(network)
-
-
-def random_variables(network):
-    """Kernels that keep their inputs' size; scales, biases and statistics about 1."""
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf):
-        if leaf.ndim == 1:
-            return 0.5 + rng.random(leaf.shape, np.float32)
-        return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
-
-    return jax.tree.map(drawn, jax.eval_shape(lambda: initial_variables(network, 0)))
+    return network, random_variables.of_network(network)
 
 
 def session_of(content: bytes):
@@ -98,7 +87,7 @@ def test_any_length_in_any_batch(name):
 @pytest.mark.parametrize("sizes", [RESNET, {"encoder": "eres2netv2", "width": 4, "blocks": [1] * 4}])
 def test_a_block_ends_in_what_runtimes_join_with_the_sum_before_it(sizes):
     network = network_of({**sizes, **HEAD, "front_end": "kaldi80"})
-    content = onnx_file.serialise(network, random_variables(network), "features")
+    content = onnx_file.serialise(network, random_variables.of_network(network), "features")
     kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
     assert "Where" not in kinds and kinds.count("Relu") >= 4
 
@@ -154,7 +143,7 @@ def test_any_runtime_since_1_6_reads_it():
 def test_smaller_files():
     """Rounding moves the embedding a little; matrices alone are rounded, and none of those that make the features."""
     network = network_of(RESNET | HEAD | {"front_end": "wespeaker", "width": 16})
-    variables = random_variables(network)
+    variables = random_variables.of_network(network)
     contents = {w: onnx_file.serialise(network, variables, "samples", w) for w in ("float32", "float16", "int8")}
     models = {w: onnx.load_from_string(content) for w, content in contents.items()}
     # 400 taps, real and imaginary parts of 257 frequencies; their 80 triangles
