@@ -40,6 +40,7 @@ MORE = {
     "cluster": "--clusters=4",
     "launch-check": SHORT.replace("batch_size=4", "batch_size=64"),
     "adapt": "--crop_seconds=0.5 --shrinkage=0.5",
+    "benchmarks/adaptation.py": "--recordings=20 --draws=1",
     "benchmarks/data.py": "--files=2 --repeats=1",
     "benchmarks/scoring.py": "--scale=0.001",
     "benchmarks/end_to_end.py": f"--steps=1 --repeats=1 {SHORT}",
