@@ -12,6 +12,7 @@ import soundfile
 import torch_files
 from commands import sdpn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from random_variables import of_network as random_variables_of
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
@@ -93,7 +94,7 @@ def test_names_are_the_released_ones(golden):
     network = network_of(
         {"channels": (32, 32, 32, 32, 96), "embedding_size": 16, "hidden_size": 48, "projection_size": 12}
     )
-    state = sdpn_names.to_released(initial_variables(network, 0))
+    state = sdpn_names.to_released(random_variables_of(network))
     told = {f"module.{name}": (str(array.shape), f"torch.{array.dtype}") for name, array in state.items()}
     assert told == {name: (shape, dtype) for name, shape, dtype in listed}
 
