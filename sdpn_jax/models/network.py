@@ -121,6 +121,6 @@ def initial_variables(network: Network, seed: int) -> dict:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _initialise(network: Network, key: PRNGKeyArray) -> dict:
+def _initialise(network: Network, key: PRNGKeyArray) -> Any:
     shape = (2, 32, MEL_BINS)  # parameters depend on neither batch nor frames
     return network.init(key, jnp.zeros(shape), True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 from optax import contrib
 
@@ -33,7 +34,7 @@ def ema_momentum(first: float, last: float, total_steps: int) -> optax.Schedule:
     return lambda step: last - (last - first) * share_of_first(step)
 
 
-def follow(teacher: PyTree[Tensor], student: PyTree[Tensor], momentum: float | Float[Array, ""]) -> PyTree[Tensor]:
+def follow(teacher: PyTree[Tensor], student: PyTree[Tensor], momentum: ArrayLike) -> PyTree[Tensor]:
     """Moves the teacher's weights a step towards the student's: t <- m t + (1 - m) s (arXiv 2006.07733, equation 1).
 
     Written t + (1 - m) (s - t), so that equal weights, as of a frozen encoder, stay what they are to the last bit.
