@@ -3,8 +3,8 @@
     python benchmarks/adaptation.py --model=M --domain=RECORDINGS --embeddings=E.npz --trials=A.txt,B.txt
 
 Embeds the recordings of the domain once and draws as many as asked for, again and again. "chosen" is what `sdpn adapt`
-does: the shrinkage that crops of the drawn recordings choose, or the model as it is. Prints mean
-(lowest - highest) EER in % over the draws and writes <output>.
+does: the shrinkage that crops of the drawn recordings choose, or the model as it is. Prints mean (lowest - highest) EER
+in % over the draws and writes <output>.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from sdpn_jax.eval.trials import read_trials, trial_rows
 from sdpn_jax.speaker import domain
 
 Scorer = Callable[..., np.ndarray]  # embeddings, rows of both sides of the trials -> scores
+PLAIN = 0.01  # shrinkage of a whitening that is hardly shrunken
 
 
 def drawn(found: domain.Domain, count: int, rng: np.random.Generator) -> domain.Domain:
@@ -42,14 +43,15 @@ def ways(part: domain.Domain) -> dict[str, Scorer]:
         statistics = normalisation.cohort_statistics(embeddings, part.embeddings, top)
         return normalisation.normalise(scoring.cosine_scores(embeddings, *rows), *rows, statistics)
 
-    fixed = {"mean": 1.0, "shrinkage 0.7": 0.7, "shrinkage 0.3": 0.3, "plain (0.01)": 0.01}
-    fits = adaptation.whitenings(part.embeddings, [*fixed.values(), *adaptation.SHRINKAGES])
-    found = {name: whitened(affine) for name, affine in zip(fixed, fits, strict=False)}
+    shrinkages = (*adaptation.SHRINKAGES, PLAIN)
+    fits = dict(zip(shrinkages, adaptation.whitenings(part.embeddings, shrinkages), strict=True))
+    fixed = {"mean": 1.0, "shrinkage 0.7": 0.7, "shrinkage 0.3": 0.3, f"plain ({PLAIN})": PLAIN}
+    found = {name: whitened(fits[shrinkage]) for name, shrinkage in fixed.items()}
     try:
         number = adaptation.choose(adaptation.crop_rates(part.embeddings, part.crops, part.recordings))
     except UserError:  # too few are long enough
         number = 0
-    found["chosen"] = whitened(fits[len(fixed) + number - 1]) if number else scoring.cosine_scores
+    found["chosen"] = whitened(fits[adaptation.SHRINKAGES[number - 1]]) if number else scoring.cosine_scores
     return found | {"AS-norm": as_norm}
 
 

@@ -16,9 +16,6 @@ def variables_of(network):
     return jax.jit(lambda: network.init(jax.random.key(0), jnp.zeros((2, 40, 80)), True))()
 
 
-SHAPES = jax.eval_shape(lambda: variables_of(SMALL))
-
-
 @pytest.mark.parametrize("embedding_size, count", [(512, 7_176_224), (192, 6_848_544)])
 def test_parameters_of_the_originals(embedding_size, count):
     shapes = jax.eval_shape(lambda: variables_of(CAMPlus(embedding_size=embedding_size)))["params"]
@@ -73,7 +70,7 @@ def test_a_dense_block_begins_by_passing_on_what_it_was_given_and_can_leave_it()
 def test_padding_does_not_change_the_embedding():
     """Of the two lengths about 200 frames one is a whole segment after the stride, the other one frame more."""
     rng, lengths = np.random.default_rng(0), np.array([230, 201, 200, 7])
-    variables, x = random_variables.drawn(SHAPES), rng.normal(size=(4, 230, 80))
+    variables, x = random_variables.of_module(SMALL, np.zeros((2, 40, 80)), True), rng.normal(size=(4, 230, 80))
     padded = x.copy()
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
@@ -92,7 +89,10 @@ def test_training_refuses_lengths_and_remat_changes_nothing():
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(3, 40, 80)), rng.normal(size=(3, 6))
     with jax.enable_x64(True):
-        variables = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), random_variables.drawn(SHAPES))
+        variables = jax.tree.map(
+            lambda array: jnp.asarray(array, jnp.float64),
+            random_variables.of_module(SMALL, np.zeros((2, 40, 80)), True),
+        )
         exact = SMALL.clone(dtype=np.float64)
         with pytest.raises(ValueError, match="batch norm would count the padding"):
             exact.apply(variables, x, True, np.array([40, 30, 20]), mutable=["batch_stats"])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 
 from sdpn_jax.models.ecapa_wespeaker import AttentivePooling, WeSpeakerECAPA
 
@@ -12,10 +13,7 @@ FORMS = [(True, False), (False, True)]  # global_context, embedding_norm
 
 
 def variables_of(network):
-    """Every array random, norms and their statistics too."""
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((2, 40, 80)), True))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: (0.3 + rng.random(x.shape)).astype(x.dtype) / np.sqrt(x.size / x.shape[-1]), shapes)
+    return random_variables.of_module(network, np.zeros((2, 40, 80)), True)
 
 
 @pytest.mark.parametrize("sizes, count", [

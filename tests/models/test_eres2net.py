@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdpn_jax.models.eres2net import ERes2NetV2, Res2NetBlock
@@ -13,16 +14,6 @@ SMALL = ERes2NetV2(blocks=(1, 1, 2, 1), width=4, base_width=24, scale=3, embeddi
 
 def shapes_of(network, shape=(2, 32, 80)):
     return jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros(shape), False))
-
-
-def drawn(shapes, rng):
-    """Kernels that keep the variance, norms near 1 and 0: compiles nothing."""
-    arrays = {}
-    for path, leaf in flatten_dict(shapes).items():
-        noise, around = rng.normal(size=leaf.shape), float(path[-1] in ("scale", "var"))
-        kernel = path[-1] == "kernel"
-        arrays[path] = noise / np.sqrt(np.prod(leaf.shape[:-1])) if kernel else around + 0.2 * noise
-    return unflatten_dict(arrays)
 
 
 @pytest.mark.parametrize("sizes, count", [
@@ -57,7 +48,7 @@ def test_a_block_by_hand(fused, x, expected):
 
 def test_padding_does_not_change_the_embedding():
     rng = np.random.default_rng(0)
-    variables = drawn(shapes_of(SMALL), rng)
+    variables = random_variables.drawn(shapes_of(SMALL))
     embed = jax.jit(lambda x, lengths: SMALL.apply(variables, x, False, lengths))
     x, lengths = rng.normal(size=(3, 45, 80)).astype(np.float32), np.array([45, 26, 7])
     padded = x.copy()
@@ -75,7 +66,7 @@ def test_training_refuses_lengths_and_remat_changes_nothing():
     rng = np.random.default_rng(0)
     network, x = SMALL.clone(blocks=(1, 1, 1, 1), scale=2), rng.normal(size=(2, 24, 80))
     with jax.enable_x64(True):
-        variables = drawn(shapes_of(network), rng)
+        variables = random_variables.drawn(shapes_of(network))
         variables["params"]["bn1"]["bias"] = np.full(4, 100.0)
         with pytest.raises(ValueError, match="batch norm would count the padding"):
             network.apply(variables, x, True, np.array([24, 20]), mutable=["batch_stats"])

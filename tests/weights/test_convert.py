@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_variables
 import safetensors.numpy
 import soundfile
 import torch_files
 from commands import sdpn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from random_variables import of_network as random_variables_of
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax import config as configs
@@ -44,11 +44,9 @@ NETWORK = network_of(SIZES)
 PROTOTYPES = 7
 
 
-def random_variables(seed: int) -> dict:
+def variables_of(seed: int) -> dict:
     """Every array random, so that no two can be exchanged unseen."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: initial_variables(NETWORK, 0))
-    return jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
+    return random_variables.of_network(NETWORK, seed)
 
 
 def equal(a, b) -> None:
@@ -68,7 +66,7 @@ def contents_of(student: dict, teacher: dict, prefix: str = "module.") -> dict:
 
 @pytest.fixture
 def contents():
-    return contents_of(random_variables(1), random_variables(2))
+    return contents_of(variables_of(1), variables_of(2))
 
 
 def refused(tmp_path, contents) -> str:
@@ -94,13 +92,13 @@ def test_names_are_the_released_ones(golden):
     network = network_of(
         {"channels": (32, 32, 32, 32, 96), "embedding_size": 16, "hidden_size": 48, "projection_size": 12}
     )
-    state = sdpn_names.to_released(random_variables_of(network))
+    state = sdpn_names.to_released(random_variables.of_network(network))
     told = {f"module.{name}": (str(array.shape), f"torch.{array.dtype}") for name, array in state.items()}
     assert told == {name: (shape, dtype) for name, shape, dtype in listed}
 
 
 def test_there_and_back_again():
-    variables = random_variables(0)
+    variables = variables_of(0)
     sizes, back = sdpn_names.from_released(sdpn_names.to_released(variables, 3))
     assert sizes == SIZES
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
@@ -109,7 +107,7 @@ def test_there_and_back_again():
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_checkpoint_to_run_to_safetensors(tmp_path, prefix):
-    student, teacher = random_variables(1), random_variables(2)
+    student, teacher = variables_of(1), variables_of(2)
     contents = contents_of(student, teacher, prefix)
     torch_files.write(tmp_path / "a.pth", contents)
     converted.to_workdir(tmp_path / "a.pth", tmp_path / "run", step=40)
@@ -136,7 +134,7 @@ def test_a_run_resumes_from_it(tmp_path, contents):
     state = state_of(parts)
     assert step == int(state.step) == 40
     equal(state.prototypes, contents["prototypes"])
-    equal(state.teacher, random_variables(2))
+    equal(state.teacher, variables_of(2))
     equal(state.offset, jnp.zeros(PROTOTYPES))
     assert jax.tree.map(jnp.shape, state.opt_state) == jax.tree.map(jnp.shape, fresh.opt_state)
     assert {float(x.max()) for x in jax.tree.leaves(state.opt_state)} == {0.0, 40.0}
@@ -166,7 +164,7 @@ def test_which_configs_may_go_on(tmp_path, contents):
 
 def test_half_precision(tmp_path):
     """Weights of any floating type become float32."""
-    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_variables(1))
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables_of(1))
     torch_files.write(tmp_path / "a.pth", contents_of(halves, halves))
     converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
     _, variables, _ = run.read_network(tmp_path / "run")
@@ -212,7 +210,7 @@ def test_a_checkpoint_without_prototypes_goes_on_with_drawn_ones(tmp_path, conte
     config = converted.to_workdir(tmp_path / "a.pth", tmp_path / "run")
     assert config["num_prototypes"] == converted.DRAWN_PROTOTYPES
     assert "holds no prototypes: 1024 are drawn anew" in caplog.text
-    equal(run.read_network(tmp_path / "run")[1], random_variables(2))
+    equal(run.read_network(tmp_path / "run")[1], variables_of(2))
 
 
 def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
@@ -228,9 +226,9 @@ def test_an_encoder_needs_no_more_than_itself(tmp_path, contents):
         torch_files.write(tmp_path / f"{number}.pth", value)
         network, variables, threshold = load_network(tmp_path / f"{number}.pth")
         assert set(variables["params"]) == parts and threshold is None
-        equal(variables["params"]["encoder"], random_variables(seed)["params"]["encoder"])
+        equal(variables["params"]["encoder"], variables_of(seed)["params"]["encoder"])
         log_mel = np.random.default_rng(0).normal(size=(60, 80)).astype(np.float32)
-        expected = SpeakerEncoder(network, random_variables(seed)).embed_log_mels([log_mel])
+        expected = SpeakerEncoder(network, variables_of(seed)).embed_log_mels([log_mel])
         np.testing.assert_array_equal(SpeakerEncoder(network, variables).embed_log_mels([log_mel]), expected)
     torch_files.write(tmp_path / "none.pth", {"layer.weight": np.zeros(3, np.float32)})
     with pytest.raises(UserError, match="has neither teacher nor student nor a backbone, only layer.weight"):
