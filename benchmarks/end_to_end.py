@@ -13,6 +13,7 @@ import time
 
 import jax
 import measure
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 from training_step import Ours
@@ -38,7 +39,9 @@ def main(_) -> None:
     split = sharding.batch_sharding(sharding.make_mesh(config.mesh.fsdp))
     views = pipeline.Views(**config.views)
     shards = open_shards(config.data_dir)
-    shares = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)
+    shares = pipeline.dataset(
+        shards, config.batch_size, config.seed, views, numbers=np.arange(shards.utterances - config.held_out)
+    )
 
     def on_devices(batch):
         return jax.device_put(batch, split)

@@ -61,6 +61,17 @@ FIELDS: dict[str, Field] = {
         "log_mel", "what the shards hold: features, or waveforms augmented on the accelerator",
         choices=("log_mel", "waveform"),
     ),
+    "task": Field(
+        "sdpn", "what is learnt: without labels, or from labels by classification, with SDPN beside it if wanted",
+        choices=("sdpn", "classify"),
+    ),
+    "labels": Field(
+        "", "list of `utterance label` lines for task=classify, known by content; empty: the one beside the shards",
+        change=FREE,
+    ),
+    "true_labels": Field(
+        "", "list of `utterance speaker` lines to judge the labels by in the logs; nothing learns from it", change=FREE
+    ),
     "seed": Field(0, "of initialisation, shuffling and crops", at_least=0),
     "init_from": Field(
         "", "weights that a new run begins with: what --model of `sdpn embed` takes; empty: drawn at random",
@@ -99,7 +110,8 @@ FIELDS: dict[str, Field] = {
         choices=("tensor", "global", "off"),
     ),
     "prototype_multiplier": Field(
-        1.0, "of the prototypes' learning rate; 0: they stay as they were drawn", at_least=0.0, change=SCHEDULE
+        1.0, "of the learning rate of prototypes and classes; 0: they stay as they were drawn", at_least=0.0,
+        change=SCHEDULE,
     ),
     "encoder_multiplier": Field(1.0, "of the encoder's learning rate", at_least=0.0, change=SCHEDULE),
     "freeze": Field(
@@ -139,7 +151,40 @@ FIELDS: dict[str, Field] = {
     "objective.dimension_normalisation": Field(
         "l2", "of the embeddings before dimension regularisation", choices=("l2", "standardise")
     ),
-    "views.global_count": Field(1, "clean views of an utterance, for the teacher", at_least=1),
+    "classify.head": Field(
+        "aam", "softmax with a margin of the angle (ArcFace) or of the cosine (CosFace)", choices=("aam", "am")
+    ),
+    "classify.scale": Field(30.0, "of the cosines before the softmax", above=0.0),
+    "classify.margin": Field(
+        0.2, "of the label's class, in radians with aam", at_least=0.0, at_most=1.5, change=SCHEDULE
+    ),
+    "classify.margin_from": Field(
+        0.1, "share of the run after which the margin rises from 0", at_least=0.0, at_most=1.0, change=SCHEDULE
+    ),
+    "classify.margin_until": Field(
+        0.4, "share of the run after which it is whole", at_least=0.0, at_most=1.0, change=SCHEDULE
+    ),
+    "classify.sub_centres": Field(1, "of a class, of which the nearest counts", at_least=1),
+    "classify.top_k": Field(0, "nearest wrong classes that gain a margin (inter-top-k)", at_least=0),
+    "classify.top_k_margin": Field(0.06, "that they gain, in radians with aam", at_least=0.0, at_most=1.0),
+    "classify.gate_epoch": Field(
+        0, "epoch, counted from 1, from which labels are distrusted where their loss is that of wrong ones; 0: never",
+        at_least=0, change=SCHEDULE,
+    ),
+    "classify.correct_epoch": Field(
+        0, "epoch from which distrusted labels give way to what the teacher finds in the clean view; 0: never",
+        at_least=0, change=SCHEDULE,
+    ),
+    "classify.correct_temperature": Field(0.1, "of the softmax of cosines by which it finds it", above=0.0),
+    "classify.correct_above": Field(
+        0.5, "probability above which what it finds is believed", at_least=0.0, at_most=1.0
+    ),
+    "classify.sdpn_weight": Field(
+        0.0, "of SDPN's loss beside that of the labels, on all utterances, also those without one", at_least=0.0
+    ),
+    "views.global_count": Field(
+        1, "clean views of an utterance, for the teacher; 0 where labels alone are learnt from", at_least=0
+    ),
     "views.global_frames": Field(400, "their length in frames of 10 ms", at_least=5),
     "views.global_augmented": Field(
         0.0, "share of the global views that are augmented as the local ones are; the paper's are clean",
@@ -175,6 +220,9 @@ FIELDS: dict[str, Field] = {
     "model.remat": Field(False, "compute the inside of the blocks again in the backward pass, to save memory"),
     "held_out": Field(
         0, "utterances kept from training, on whose crops the teacher is watched without labels", at_least=0
+    ),
+    "held_out_frames": Field(
+        0, "length of these crops in frames of 10 ms; 0: views.local_frames", at_least=0, change=FREE
     ),
     "log_every": Field(100, "steps between rows of metrics", at_least=1, change=FREE),
     "checkpoint_every": Field(1000, "steps between checkpoints, a multiple of log_every", at_least=1, change=FREE),
@@ -241,6 +289,21 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "the width of ecapa_wespeaker must be a multiple of 8",
     ),
     (
+        "views.global_count, task, classify.sdpn_weight, classify.correct_epoch",
+        lambda c: c.views.global_count or not _teacher_sees(c),
+        "the teacher of SDPN, and that which corrects labels, needs a global view",
+    ),
+    (
+        "classify.correct_epoch, classify.gate_epoch",
+        lambda c: not c.classify.correct_epoch or 0 < c.classify.gate_epoch <= c.classify.correct_epoch,
+        "labels are corrected where they are distrusted: the gate must come first",
+    ),
+    (
+        "classify.margin_from, classify.margin_until",
+        lambda c: c.classify.margin_from <= c.classify.margin_until,
+        "the margin must be whole after it begins to rise",
+    ),
+    (
         "eval.trials, eval.input",
         lambda c: not c.eval.trials or c.eval.input,
         "eval.input must name the recordings that the trial lists speak of",
@@ -251,6 +314,11 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "two lists have the same file name, under which their results are logged: rename one",
     ),
 )
+
+
+def _teacher_sees(config: Config) -> bool:
+    """Whether the teacher hears views of its own."""
+    return config.task == "sdpn" or config.classify.sdpn_weight > 0 or config.classify.correct_epoch > 0
 
 
 def default() -> Config:
@@ -282,8 +350,11 @@ def check(config: Config) -> None:
         raise UserError("; ".join(faults))
 
 
-def check_data(config: Config, utterances: int, store: str) -> None:
-    """Checks the config against its data: the number of prepared utterances and what the shards store."""
+def check_data(config: Config, utterances: int, store: str, labelled: int | None = None) -> None:
+    """Checks the config against its data: the number of prepared utterances and what the shards store.
+
+    labelled: how many utterances can be learnt from where that takes a label.
+    """
     if store != config.store:
         raise UserError(
             f"{config.data_dir} holds shards of {store}, the config says store={config.store!r}: set "
@@ -291,9 +362,10 @@ def check_data(config: Config, utterances: int, store: str) -> None:
         )
     if config.held_out >= utterances:
         raise UserError(f"held_out={config.held_out} must be less than the {utterances} prepared utterances")
-    left = utterances - config.held_out
+    left = utterances - config.held_out if labelled is None else labelled
     if config.batch_size > left:
         of = f" of which held_out={config.held_out} are kept from training" if config.held_out else ""
+        of += "" if labelled is None else " that have a label"
         raise UserError(f"batch_size={config.batch_size} is more than the {left} prepared utterances{of}: lower it")
     steps, warmup = run_length(config, left // config.batch_size)
     if warmup >= steps:

@@ -15,6 +15,7 @@ def launch_check(
     config: Config = "vox2",
     topology: Annotated[str, Option(help="Slice: v4, v5e, v5p or v6e, a colon and its shape in chips.")] = "v5e:4x8",
     utterances: Annotated[int, Option(help="Prepared utterances, for the length of the run.", min=1)] = 1_092_009,
+    classes: Annotated[int, Option(help="Labels, with task=classify.", min=2)] = 50_000,
     hlo: Annotated[str | None, Option(help="Also write the compiled program's text to this file.")] = None,
     overrides: Overrides = None,
 ) -> int:
@@ -30,7 +31,7 @@ def launch_check(
     from sdpn_jax.compiled import launch_check as check
 
     chosen, devices, started = configs.load(config, overrides or ()), check.devices_of(topology), time.time()
-    compiled, program = check.compile_step(chosen, devices, utterances)
+    compiled, program = check.compile_step(chosen, devices, utterances, classes)
     print(
         f"{topology}: {len(devices)} chips, batch {chosen.batch_size}, fsdp {chosen.mesh.fsdp}, "
         f"{chosen.microbatches} microbatches, compiled in {time.time() - started:.0f} s\n"

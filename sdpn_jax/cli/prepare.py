@@ -26,6 +26,9 @@ def prepare(
         Literal["log_mel", "waveform"],
         Option(help="Features, clean and augmented; or samples, to be augmented on the accelerator."),
     ] = "log_mel",
+    labels: Annotated[
+        str, Option(help="Lines `utterance label` (utt2spk), or folders: an id's first folder; for task=classify.")
+    ] = "",
     seed: Annotated[int, Option(help="Of the augmentation.")] = 0,
     workers: Annotated[int, Option(help="Processes; 0: one for each core.", min=0)] = 0,
     task_index: Annotated[
@@ -61,7 +64,7 @@ def prepare(
         index, count = (0, count or 1) if finish else preparation.task_from_environment(os.environ, count)
     count = 1 if count is None else count
     metadata = preparation.prepare(
-        input, output, noise, rirs, augmentations, seed, workers, store, index, count, finish, reading, kinds
+        input, output, noise, rirs, augmentations, seed, workers, store, index, count, finish, reading, kinds, labels
     )
     if metadata is None:
         print(f"task {index} of {count}: its shards are complete in {output}; when all tasks are done, run the same "

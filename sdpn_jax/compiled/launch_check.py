@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 from sdpn_jax import config as configs
@@ -17,6 +18,7 @@ from sdpn_jax.data import pipeline
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import network_of
 from sdpn_jax.training import sharding
+from sdpn_jax.training.labels import Labels
 from sdpn_jax.training.program import Program, program_of, view_shapes
 
 
@@ -38,15 +40,21 @@ CHIPS = {
 }
 
 
-def compile_step(config: Config, devices: list, num_utterances: int):
-    """Compiles the step of `config` for these devices from abstract arguments; returns (compiled step, Program)."""
+def compile_step(config: Config, devices: list, num_utterances: int, num_classes: int = 0):
+    """Compiles the step of `config` for these devices from abstract arguments; returns (compiled step, Program).
+
+    num_classes: of task=classify, whose labels are taken to be there for every utterance.
+    """
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     network = network_of(config.model)
     views = view_shapes(config.batch_size, config.views)
-    program = program_of(config, network, mesh, per_epoch, lambda step, batch, bank: batch, views)
+    labels = None
+    if config.task == "classify":
+        labels = Labels(np.zeros(num_utterances, np.int32), tuple(map(str, range(num_classes))))
+    program = program_of(config, network, mesh, per_epoch, lambda step, batch, constants: batch, views, labels)
 
     def on(places, tree):
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
@@ -54,7 +62,9 @@ def compile_step(config: Config, devices: list, num_utterances: int):
     state = jax.eval_shape(program.init)
     state = on(sharding.state_sharding(mesh, state), state)
     batch = on(jax.tree.map(lambda _: sharding.batch_sharding(mesh), views), views)
-    return program.step.lower(state, batch, {}).compile(), program
+    known = labels.arrays() if labels else {}
+    known = on(jax.tree.map(lambda _: sharding.replicated(mesh), known), known)
+    return program.step.lower(state, batch, known).compile(), program
 
 
 def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:

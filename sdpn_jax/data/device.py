@@ -239,10 +239,11 @@ def make_views(
         name: (keys[name], batch[name], batch[f"{name}_first"], lengths(name), batch[f"{name}_padded"])
         for name in ("global", "local")
     }
-    return {
-        "global": jax.vmap(jax.vmap(whole))(*arguments["global"]),
-        "local": jax.vmap(jax.vmap(local))(*arguments["local"]),
-    }
+    made = {"local": jax.vmap(jax.vmap(local))(*arguments["local"])}
+    if views.global_count:
+        return {"global": jax.vmap(jax.vmap(whole))(*arguments["global"]), **made}
+    none = jnp.zeros((len(batch["local"]), 0, views.global_frames, features.DEFAULT.mel_bins), made["local"].dtype)
+    return {"global": none, **made}
 
 
 def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callable]:
@@ -257,6 +258,7 @@ def views_of_step(shards: Shards, seed: int, views: Views) -> tuple[dict, Callab
 
     def of_step(step, batch, arrays):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), step)
-        return make_views(key, batch, arrays, bank.kinds, views, shards.distortions)
+        made = make_views(key, batch, arrays, bank.kinds, views, shards.distortions)
+        return {**made, "number": batch["number"]}
 
     return {"noise": bank.noise, "rirs": bank.rirs}, of_step

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import joblib
@@ -14,7 +14,7 @@ from absl import flags
 from jaxtyping import Float16, Int, Int16
 
 from sdpn_jax.data import augment, features, records
-from sdpn_jax.data.shards import Shards
+from sdpn_jax.data.shards import Records, Shards
 from sdpn_jax.errors import SHARED_MEMORY, UserError
 
 BATCHES_AHEAD = 2  # of each reader process
@@ -130,7 +130,7 @@ def make_views(
     So are, by their share, global ones; the others are clean.
     """
     versions, places = len(utterance.log_mel), Places(utterance.num_samples, views, rng)
-    whole, local = [], []
+    whole, local = [], []  # of no global view, too, an array [0, T, F]
     for _ in range(views.global_count):
         augmented = views.global_augmented > 0 and versions > 1 and rng.random() < views.global_augmented
         version = int(rng.integers(1, versions)) if augmented else 0
@@ -138,7 +138,11 @@ def make_views(
     for _ in range(views.local_count):
         version = int(rng.integers(1, versions)) if versions > 1 else 0
         local.append(mask(crop(utterance, version, places.of_local(), views.local_frames), views, rng))
-    return {"global": np.stack(whole), "local": np.stack(local)}
+    bins = utterance.log_mel.shape[-1]
+    return {
+        "global": np.asarray(whole, np.float16).reshape(-1, views.global_frames, bins),
+        "local": np.stack(local),
+    }
 
 
 def cut_segment(
@@ -169,12 +173,26 @@ def make_segments(
         ("global", views.global_count, views.global_frames, 0 if clean else augment.RIR_SAMPLES, places.of_global),
         ("local", views.local_count, views.local_frames, augment.RIR_SAMPLES, places.of_local),
     ):
-        segments, first, padded = zip(
-            *(cut_segment(recording, place(), frames, history) for _ in range(count)), strict=True
-        )
-        result[name] = np.stack(segments)
-        result[f"{name}_first"], result[f"{name}_padded"] = np.asarray(first, np.int32), np.asarray(padded)
+        cuts = [cut_segment(recording, place(), frames, history) for _ in range(count)]
+        segments = np.asarray([segment for segment, _, _ in cuts], np.int16)
+        result[name] = segments.reshape(count, history + features.view_samples(frames))
+        result[f"{name}_first"] = np.asarray([first for _, first, _ in cuts], np.int32)
+        result[f"{name}_padded"] = np.asarray([padded for _, _, padded in cuts], bool)
     return result
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The chosen of a folder's records, each with its number, as Grain wants a source to be."""
+
+    whole: Records
+    numbers: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: SupportsIndex) -> tuple[int, records.Utterance | records.Recording]:
+        return self.whole.numbered(int(self.numbers[place.__index__()]))
 
 
 @dataclass(frozen=True)
@@ -182,11 +200,11 @@ class _LoadViews(grain.transforms.RandomMap):
     views: Views
 
     def random_map(  # pyright: ignore[reportIncompatibleMethodOverride] # Grain declares no return
-        self, element: records.Utterance | records.Recording, rng: np.random.Generator
+        self, element: tuple[int, records.Utterance | records.Recording], rng: np.random.Generator
     ) -> Mapping[str, np.ndarray | np.int32]:
-        if isinstance(element, records.Recording):
-            return make_segments(element, self.views, rng)
-        return make_views(element, self.views, rng)
+        number, record = element
+        make = make_segments if isinstance(record, records.Recording) else make_views
+        return {**make(record, self.views, rng), "number": np.int32(number)}  # pyright: ignore[reportArgumentType]
 
 
 def steps_per_epoch(num_utterances: int, batch_size: int) -> int:
@@ -206,20 +224,19 @@ def dataset(
     views: Views,
     process_index: int = 0,
     process_count: int = 1,
-    held_out: int = 0,
+    numbers: Int[np.ndarray, " N"] | None = None,
 ) -> grain.MapDataset:
     """Makes the dataset whose element k is this process's share of the batch of step k: {"global": [b, G, Tg, F], ...}.
 
-    From shards of waveforms it is what make_segments gives, with b in front. b = batch_size / process_count. Every
-    epoch has its own order, and no utterance is twice in a batch. The last `held_out` utterances are left to
-    `held_out_crops`.
+    From shards of waveforms it is what make_segments gives, with b in front. b = batch_size / process_count. "number"
+    [b] says which utterances they are. Every epoch has its own order, and no utterance is twice in a batch. Only the
+    utterances with these `numbers` are used; default: all.
     """
-    used = shards.utterances - held_out
-    in_epoch = steps_per_epoch(used, batch_size) * batch_size
-    source: Any = shards.records
+    numbers = np.arange(shards.utterances) if numbers is None else numbers
+    in_epoch = steps_per_epoch(len(numbers), batch_size) * batch_size
+    source: Any = _Chosen(shards.records, numbers)
     views_of_utterances = (
         grain.MapDataset.source(source)
-        .slice(slice(0, used))
         .seed(seed)
         .shuffle()
         .slice(slice(0, in_epoch))

@@ -27,7 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tqdm import tqdm
 
 from sdpn_jax import storage
-from sdpn_jax.data import audio, augment, channels, features, records
+from sdpn_jax.data import audio, augment, channels, features, labels, records
 from sdpn_jax.data.recordings import find_utterances
 from sdpn_jax.data.shards import METADATA
 from sdpn_jax.errors import UserError, one_line
@@ -119,19 +119,22 @@ def prepare(
     only_finish: bool = False,
     reading: audio.Reading = audio.DEFAULT,
     distortions: Sequence[str] = (),
+    labels_from: str = "",
 ) -> dict | None:
     """Writes shards, metadata.json and skipped.txt to `output` and returns the metadata.
 
     `source` is what recordings.find_utterances takes; `workers` 0 means one for each core; `store` is "log_mel", or
     "waveform" for augmentation on the accelerator, which needs a bank of noise and rooms beside the shards. Of several
     tasks each writes its own shards alone and returns None; `only_finish` writes none, checks that all are there and
-    closes the folder. Files that cannot be used are skipped, counted and listed in skipped.txt. Raises UserError when
-    nothing usable is left.
+    closes the folder. Files that cannot be used are skipped, counted and listed in skipped.txt. labels_from: a list of
+    labels, or "folders", which are written beside the shards for training with labels. Raises UserError when nothing
+    usable is left.
     """
     if not 0 <= task_index < task_count:
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
     utterances = find_utterances(source)
     recipe = make_recipe(noise, rirs, augmentations, seed, store, reading, distortions)
+    known = labels_of([cut.id for cut in utterances], labels_from) if labels_from else {}
     shards = plan(utterances, storage.place(output))
     if not only_finish:
         storage.remove(storage.place(output) / METADATA)  # incomplete until the end
@@ -139,7 +142,16 @@ def prepare(
             write_shards(ours, recipe, workers)
         if task_count > 1:
             return None
-    return finish(shards, recipe, source, noise, rirs)
+    metadata = finish(shards, recipe, source, noise, rirs)
+    storage.remove(storage.place(output) / labels.LABELS)  # of an earlier preparation
+    if known:
+        labels.write_labels(storage.place(output) / labels.LABELS, known)
+    return metadata
+
+
+def labels_of(ids: Sequence[str], source: str) -> dict[str, str]:
+    """Returns {utterance: label} of a list, or where `source` is "folders" of these ids; UserError as reading does."""
+    return labels.of_folders(ids) if source == "folders" else labels.read_labels(source)
 
 
 def finish(
@@ -238,7 +250,7 @@ def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = la
         begins(len(shard.utterances))
         return summary
     fingerprint, digest = shard.fingerprint(recipe), hashlib.sha256()
-    kept, seconds, skipped, hints = 0, 0.0, [], Counter()
+    ids, seconds, skipped, hints = [], 0.0, [], Counter()
     with _temporary(shard.path) as temporary:
         with _disk_errors(shard.path):
             writer = ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
@@ -254,15 +266,15 @@ def write_shard(shard: Shard, recipe: Recipe, begins: Callable[[int], None] = la
             digest.update(record)
             with _disk_errors(shard.path):
                 writer.write(record)
-            kept += 1
+            ids.append(cut.id)
             seconds += len(waveform) / audio.SAMPLE_RATE
         with _disk_errors(shard.path):
             writer.close()
-            if _num_records(temporary) != kept:
+            if _num_records(temporary) != len(ids):
                 raise OSError("not all of it could be written")
             size = temporary.stat().st_size
-            summary = {"fingerprint": fingerprint, "utterances": kept, "seconds": seconds, "bytes": size}
-            summary |= {"sha256": digest.hexdigest(), "skipped": skipped, "hints": hints}
+            summary = {"fingerprint": fingerprint, "utterances": len(ids), "seconds": seconds, "bytes": size}
+            summary |= {"sha256": digest.hexdigest(), "skipped": skipped, "hints": hints, "ids": ids}
             storage.replace(temporary, shard.path)
             storage.write_text(shard.summary_path, json.dumps(summary))
     begins(len(shard.utterances))

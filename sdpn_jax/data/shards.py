@@ -70,6 +70,11 @@ class Shards:
         """All records by number, read and decoded when they are asked for."""
         return Records(self.paths, self.counts, self.skip_damaged)
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of all records, in order: as their writers noted them, or else read from the records."""
+        return [name for path, count in zip(self.paths, self.counts, strict=True) for name in _ids_of(path, count)]
+
     def fingerprint(self) -> str:
         """A digest of what the records are made of, whichever folder they lie in."""
         told = {key: self.metadata.get(key) for key in ("format_version", "features", "store", "augmentations", "seed")}
@@ -107,11 +112,14 @@ class Records:
         return int(self._firsts[-1])
 
     def __getitem__(self, number: SupportsIndex) -> records.Utterance | records.Recording:
-        first = number.__index__()
+        return self.numbered(number.__index__())[1]
+
+    def numbered(self, first: int) -> tuple[int, records.Utterance | records.Recording]:
+        """Reads a record, or the one that stands for it, with that one's number."""
         for offset in range(len(self)):
             candidate = (first + offset) % len(self)
             try:
-                return records.decode(self._source[candidate])
+                return candidate, records.decode(self._source[candidate])
             except (UserError, ValueError, RuntimeError, OSError) as error:
                 what = f"{self._place(candidate)} is damaged ({' '.join(str(error).split())[:200]})"
                 if not self._skip_damaged:
@@ -262,6 +270,18 @@ def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
         copies = pool.map(copy, entries)
         return list(tqdm(copies, total=len(entries), unit="shard", desc="fetching", mininterval=1, disable=total < 1e8))
+
+
+def _ids_of(path: Path, count: int) -> list[str]:
+    """The ids of a shard's records; earlier versions, and copies out of a bucket, have no note of them beside it."""
+    try:
+        ids = storage.read_json(path.with_suffix(".json"), MOST_METADATA)["ids"]
+    except (OSError, ValueError, KeyError, TypeError):
+        ids = None
+    if type(ids) is list and len(ids) == count and all(type(name) is str for name in ids):
+        return ids
+    logging.info("reading the ids of the records of %s", path)
+    return [records.decode(record).id for record in read_shard(path)]
 
 
 def read_shard(path: str | os.PathLike) -> Iterator[bytes]:

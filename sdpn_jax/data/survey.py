@@ -145,9 +145,10 @@ def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
 
 
 def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.ndarray]:
-    """Returns the views that training with this config sees in the batch of `step`: {"global", "local"}."""
+    """Returns the views that SDPN with this config sees in the batch of `step`: {"global", "local", "number"}."""
     views = pipeline.Views(**config.views)
-    batch = pipeline.dataset(shards, config.batch_size, config.seed, views, held_out=config.held_out)[step]
+    numbers = np.arange(shards.utterances - config.held_out)
+    batch = pipeline.dataset(shards, config.batch_size, config.seed, views, numbers=numbers)[step]
     bank, make_views = device.views_of_step(shards, config.seed, views)
     return jax.device_get(jax.jit(make_views)(step, batch, bank))
 

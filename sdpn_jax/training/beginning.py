@@ -1,7 +1,7 @@
 """A new run that begins from weights: those of another run, of a model folder, or of any file that can be read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,15 +10,16 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import FRONT_END
 from sdpn_jax.speaker import embedder
-from sdpn_jax.training import checkpoint
-from sdpn_jax.training.converted import state_from
+from sdpn_jax.training.margins import drawn_centres
 from sdpn_jax.training.step import TrainState
 from sdpn_jax.weights import model_folder, run
 from sdpn_jax.weights.load import load_network, located
 
+CLASSES = "classes.txt"
 SHOWN = 5  # names of what did not fit in the log; the history has all
 
 
@@ -38,8 +39,10 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
         network, teacher, step = run.read_network(place)
         config = run.read_config(place) or {}
         found["student"] = run.read_network(place, step, "student")[1] if networks == "both" else teacher
+        if storage.exists(place / CLASSES):
+            found["classes"] = classes_of(place, config, step)
         if "num_prototypes" in config:
-            found["prototypes"] = prototypes_of(place, config, found["student"], step)
+            found["prototypes"] = prototypes_of(place, config, step)
         about |= {"step": step, "history": run.read_history(place)}
     elif model_folder.is_model(place):
         network, teacher, config = model_folder.read_model(place)
@@ -52,20 +55,38 @@ def read(source: str | os.PathLike, networks: str) -> tuple[dict[str, Any], dict
     return {"teacher": teacher, "student": teacher, **found}, about
 
 
-def prototypes_of(workdir: str | os.PathLike, config: Mapping[str, Any], variables: dict, step: int) -> np.ndarray:
+def prototypes_of(workdir: str | os.PathLike, config: Mapping[str, Any], step: int) -> np.ndarray:
     """Reads the prototypes [K, P] of a run's checkpoint of `step`."""
     shape = config["num_prototypes"], config["model"].get("projection_size", 256)
-    state = jax.eval_shape(lambda: state_from(variables, variables, np.zeros(shape), 0))
-    rest = run.on_one_device(checkpoint.parts_of(state)["rest"])
+    template = run.on_one_device({"rest": {"prototypes": jax.ShapeDtypeStruct(shape, jnp.float32)}})
     with run.open_to_read(workdir) as checkpoints:
-        parts, _ = run.restore(checkpoints, {"rest": rest}, step)
+        parts, _ = run.restore(checkpoints, template, step, partly=True)
     return np.asarray(parts["rest"]["prototypes"])
 
 
-def put_in(state: TrainState, found: Mapping[str, Any], source: str) -> tuple[TrainState, list[str]]:
+def write_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
+    """Writes <workdir>/classes.txt: the labels of a run, one a line, in the order of its centres."""
+    storage.write_text(storage.place(workdir) / CLASSES, "".join(f"{name}\n" for name in names))
+
+
+def classes_of(workdir: str | os.PathLike, config: Mapping[str, Any], step: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Reads a run's labels, and their centres [R, S, D] in its checkpoint of `step`."""
+    text = storage.read_bytes(storage.place(workdir) / CLASSES).decode("utf-8", "surrogateescape")
+    names = tuple(text.split("\n")[:-1])
+    size, sub_centres = config["model"]["embedding_size"], config["classify"]["sub_centres"]
+    centres = jax.eval_shape(lambda: drawn_centres(len(names), sub_centres, size, jax.random.key(0)))
+    with run.open_to_read(workdir) as checkpoints:
+        parts, _ = run.restore(checkpoints, run.on_one_device({"classes": {"centres": centres}}), step)
+    return names, np.asarray(parts["classes"]["centres"])
+
+
+def put_in(
+    state: TrainState, found: Mapping[str, Any], source: str, names: Sequence[str] = ()
+) -> tuple[TrainState, list[str]]:
     """Puts weights into the state of a new run where name and shape fit; returns it and the names of all others.
 
-    What does not fit stays as it was drawn. Raises UserError when nothing of the encoder fits.
+    What does not fit stays as it was drawn. Centres of classes fit where they are of the same labels, `names`. Raises
+    UserError when nothing of the encoder fits.
     """
     left: list[str] = []
     networks: dict[str, Any] = {
@@ -79,6 +100,12 @@ def put_in(state: TrainState, found: Mapping[str, Any], source: str) -> tuple[Tr
         networks["prototypes"] = jnp.asarray(prototypes, jnp.float32)
     else:
         left.append("prototypes")
+    if state.labelled is not None:
+        labels, centres = found.get("classes", ((), np.zeros(0)))
+        if labels == tuple(names) and centres.shape == state.labelled.centres.shape:
+            networks["labelled"] = state.labelled.replace(centres=jnp.asarray(centres, jnp.float32))
+        else:
+            left.append("classes")
     if left:
         shown = ", ".join(left[:SHOWN]) + (" ..." if len(left) > SHOWN else "")
         logging.warning("%d arrays are drawn anew, as %s has none that fit: %s", len(left), source, shown)

@@ -17,6 +17,18 @@ PANELS = (
         "Loss terms, unweighted",
         {"me_max": "me-max", "koleo": "KoLeo", "off_diagonal": "off-diagonal", "frobenius": "Frobenius"},
     ),
+    ("Classification loss", {"classification": ""}),
+    ("Share of views whose class is found", {"accuracy": ""}),
+    (
+        "Labels",
+        {
+            "labels_distrusted": "distrusted",
+            "labels_corrected": "corrected",
+            "labels_right": "right",
+            "trusted_right": "trusted: right",
+            "corrected_right": "corrected: right",
+        },
+    ),
     ("EER (%)", "eer_percent"),
     ("Crops of held-out utterances (%)", {"crop_retrieval_percent": "found", "crop_eer_percent": "EER"}),
     (

@@ -23,17 +23,31 @@ def health(
     `prototypes_in_use` is the perplexity of the mean target, between 1 and K. `targets_told_apart` is exp(entropy of
     the mean target - mean entropy of a target), the perplexity of the information that a target holds about its
     utterance: 1 when all utterances have the same target, be it one prototype or all of them equally, at most B.
-    `embedding_std` is the mean over dimensions of the standard deviation of L2-normalised embeddings times sqrt(D) (1:
-    spread evenly over the sphere, 0: all equal). `effective_rank` is the participation ratio tr(C)^2 / |C|_F^2 of their
-    covariance C, between 1 and min(B V - 1, D). `embedding_cosine` and `embedding_cosine_max` are of pairs of the same
-    view group, mean and mean over embeddings of the nearest other one; `agreement` is the share of local views whose
-    likeliest prototype is the teacher's.
+    `agreement` is the share of local views whose likeliest prototype is the teacher's. The rest is of `spread`.
     """
     entropy = lambda p: -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)  # noqa: E731
     mean_target = targets.mean((0, 1))
     in_use, of_each = entropy(mean_target), jnp.mean(entropy(targets))
     agree = jnp.argmax(targets.mean(1), -1)[:, None] == jnp.argmax(log_probability, -1)
+    return {
+        "mean_target": mean_target,
+        "prototypes_in_use": jnp.exp(in_use),
+        "targets_told_apart": jnp.exp(in_use - of_each),
+        "target_entropy": of_each,
+        "target_max": jnp.mean(targets.max(-1)),
+        "agreement": jnp.mean(agree.astype(targets.dtype)),
+        **spread(embedding),
+    }
 
+
+def spread(embedding: Float[Array, "B V D"]) -> dict[str, Float[Array, ""]]:
+    """Computes how far apart the embeddings of one batch are.
+
+    `embedding_std` is the mean over dimensions of the standard deviation of L2-normalised embeddings times sqrt(D) (1:
+    spread evenly over the sphere, 0: all equal). `effective_rank` is the participation ratio tr(C)^2 / |C|_F^2 of their
+    covariance C, between 1 and min(B V - 1, D). `embedding_cosine` and `embedding_cosine_max` are of pairs of the same
+    view group, mean and mean over embeddings of the nearest other one.
+    """
     normalised = losses.l2_normalise(embedding)
     flat = normalised.reshape(-1, normalised.shape[-1])
     centred = flat - flat.mean(0)
@@ -42,12 +56,6 @@ def health(
     cosines = jnp.einsum("ivd,jvd->vij", normalised, normalised)
     others = ~jnp.eye(batch, dtype=bool)
     return {
-        "mean_target": mean_target,
-        "prototypes_in_use": jnp.exp(in_use),
-        "targets_told_apart": jnp.exp(in_use - of_each),
-        "target_entropy": of_each,
-        "target_max": jnp.mean(targets.max(-1)),
-        "agreement": jnp.mean(agree.astype(flat.dtype)),
         "embedding_std": jnp.mean(jnp.std(flat, axis=0)) * flat.shape[1] ** 0.5,
         "embedding_cosine": jnp.mean(cosines, where=others),
         "embedding_cosine_max": jnp.mean(jnp.max(cosines, axis=-1, where=others, initial=-1.0)),
@@ -63,7 +71,7 @@ def looks_collapsed(metrics: dict[str, float], margin: float = 1.0) -> str | Non
     (mean cosine 0.99), hence a judgement only after the warm-up of the learning rate. `margin` moves the thresholds
     away from collapse by this factor.
     """
-    if metrics["targets_told_apart"] < 1.5 * margin:
+    if metrics.get("targets_told_apart", np.inf) < 1.5 * margin:  # without SDPN there are no targets
         return f"all utterances have the same target ({metrics['targets_told_apart']:.2f} told apart)"
     if 1 - metrics["embedding_cosine"] < 0.05 * margin:
         return f"all embeddings point the same way (mean cosine {metrics['embedding_cosine']:.3f})"

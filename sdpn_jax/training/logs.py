@@ -15,6 +15,19 @@ from tensorboardX import SummaryWriter
 from sdpn_jax import storage
 
 METRICS = "metrics.jsonl"
+TOLD = {  # in the line for people: {metric: (name, form)}
+    "loss": ("loss", ".3f"),
+    "classification": ("classification", ".3f"),
+    "accuracy": ("accuracy", ".2f"),
+    "labels_distrusted": ("distrusted", ".2f"),
+    "labels_corrected": ("corrected", ".2f"),
+    "cross_entropy": ("cross-entropy", ".3f"),
+    "me_max": ("me-max", ".3f"),
+    "koleo": ("KoLeo", ".3f"),
+    "prototypes_in_use": ("prototypes in use", ".1f"),
+    "embedding_std": ("embedding std", ".2f"),
+    "effective_rank": ("effective rank", ".1f"),
+}
 
 
 class Timer:
@@ -100,29 +113,23 @@ def read_rows(path: Path) -> list[dict]:
 def interval_means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Averages the metrics of some steps; adds `prototypes_in_interval`, the perplexity of their mean target."""
     means = {name: np.mean([row[name] for row in rows], axis=0, dtype=np.float64) for name in rows[0]}
-    mean_target = means.pop("mean_target")
-    return {
-        **{name: float(value) for name, value in means.items()},
-        "prototypes_in_interval": float(np.exp(scipy.special.entr(mean_target).sum())),
-    }
+    mean_target = means.pop("mean_target", None)
+    row = {name: float(value) for name, value in means.items()}
+    if mean_target is not None:
+        row["prototypes_in_interval"] = float(np.exp(scipy.special.entr(mean_target).sum()))
+    return row
 
 
 def log_progress(done: int, num_steps: int, row: dict[str, float], batch_size: int, timer: Timer) -> None:
     """Logs one line: where the run is, how fast, and whether it is healthy."""
+    told = "  ".join(f"{name} {row[key]:{form}}" for key, (name, form) in TOLD.items() if key in row)
     steps_per_second = timer.steps / timer.elapsed()
     left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
     logging.info(
-        "step %d/%d  loss %.3f (cross-entropy %.3f, me-max %.3f, KoLeo %.3f)  prototypes in use %.1f  "
-        "embedding std %.2f  effective rank %.1f  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
+        "step %d/%d  %s  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
         done,
         num_steps,
-        row["loss"],
-        row["cross_entropy"],
-        row["me_max"],
-        row["koleo"],
-        row["prototypes_in_use"],
-        row["embedding_std"],
-        row["effective_rank"],
+        told,
         steps_per_second,
         steps_per_second * batch_size,
         100 * timer.waited / timer.elapsed(),

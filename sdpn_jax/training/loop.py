@@ -20,6 +20,7 @@ from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, sharding
 from sdpn_jax.training.evaluation import Evaluator
 from sdpn_jax.training.health import CollapseWatch, stop_if_not_finite
+from sdpn_jax.training.labels import NONE, Labels, labels_of
 from sdpn_jax.training.logs import MetricsWriter, Timer, interval_means, log_progress
 from sdpn_jax.training.profiler import Profiler
 from sdpn_jax.training.program import Program, compiled, program_of, view_shapes
@@ -70,12 +71,16 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     shards = open_shards(config.data_dir, skip_damaged)
-    configs.check_data(config, shards.utterances, shards.store)
+    labels, numbers = to_learn(config, shards)
+    configs.check_data(config, shards.utterances, shards.store, len(numbers) if labels else None)
     network, views = network_of(config.model), pipeline.Views(**config.views)
     bank, make_views = device.views_of_step(shards, config.seed, views)
-    per_epoch = pipeline.steps_per_epoch(shards.utterances - config.held_out, config.batch_size)
-    program = program_of(config, network, mesh, per_epoch, make_views, view_shapes(config.batch_size, views))
-    weights = check_past(config, workdir, shards, program, extend)
+    per_epoch = pipeline.steps_per_epoch(len(numbers), config.batch_size)
+    shapes = view_shapes(config.batch_size, views)
+    program = program_of(config, network, mesh, per_epoch, make_views, shapes, labels)
+    constants = {**bank, **(labels.arrays() if labels else {})}
+    data = data_of(shards, labels)
+    weights = check_past(config, workdir, data, program, extend)
     is_first_process = jax.process_index() == 0
     evaluates = bool(config.eval.trials or config.held_out)
     evaluator = evaluator_of(config, network, shards) if evaluates and is_first_process else None
@@ -85,8 +90,8 @@ def train_and_evaluate(
         requests = ending.enter_context(hosts.Requests(config.checkpoint_minutes))
         checkpoints = checkpoint.manager(workdir, config.keep_checkpoints, config.keep_every)
         ending.callback(checkpoints.close)
-        state, first_step = begin(config, workdir, program, shards, weights, checkpoints, mesh)
-        tell_sizes(state, program, shards, per_epoch, mesh)
+        state, first_step = begin(config, workdir, program, data, labels, weights, checkpoints, mesh)
+        tell_sizes(state, program, shards, len(numbers), per_epoch, mesh)
         writer = ending.enter_context(closing(MetricsWriter(workdir, first_step))) if is_first_process else None
         log = Log(program, checkpoints, config.batch_size, writer, CollapseWatch(program.warmup_steps))
 
@@ -98,8 +103,9 @@ def train_and_evaluate(
         if evaluates and evaluation_is_due(first_step, config, program, writer, mesh):
             evaluate(first_step, state)
         stopped_at = run_steps(
-            config, state, first_step, shards, views, bank, mesh, log, requests, held, evaluate if evaluates else None
-        )
+            config, state, first_step, shards, numbers, views, constants, mesh, log, requests, held,
+            evaluate if evaluates else None,
+        )  # fmt: skip
         checkpoint.wait(checkpoints)
         rows = writer.rows() if writer else []
         if stopped_at is not None:
@@ -115,7 +121,21 @@ def train_and_evaluate(
     return rows[-1] if rows else {}
 
 
-def check_past(config: Config, workdir: storage.Place, shards: Shards, program: Program, extend: bool) -> Any:
+def to_learn(config: Config, shards: Shards) -> tuple[Labels | None, np.ndarray]:
+    """Returns the labels that the config learns from, if any, and the numbers of the utterances that it learns from."""
+    numbers = np.arange(max(shards.utterances - config.held_out, 0))
+    if config.task != "classify":
+        return None, numbers
+    labels = labels_of(shards, config.labels, config.true_labels, config.held_out)
+    return labels, numbers if config.classify.sdpn_weight else np.flatnonzero(labels.of != NONE)
+
+
+def data_of(shards: Shards, labels: Labels | None) -> str:
+    """A digest of what a run learns from, wherever it lies."""
+    return shards.fingerprint() + (f" {labels.fingerprint()}" if labels else "")
+
+
+def check_past(config: Config, workdir: storage.Place, data: str, program: Program, extend: bool) -> Any:
     """Checks that a run in the workdir may go on with this config; reads the weights that a new one begins from.
 
     Returns what `beginning.read` does, or None. Raises UserError otherwise.
@@ -123,14 +143,15 @@ def check_past(config: Config, workdir: storage.Place, shards: Shards, program: 
     reached = max(run.steps_of(workdir), default=None)
     if reached is None:
         return beginning.read(config.init_from, config.init_networks) if config.init_from else None
-    history.check(config, workdir, shards.fingerprint(), extend)
+    history.check(config, workdir, data, extend)
     history.check_end(reached, program.num_steps)
     return None
 
 
 def begin(
-    config: Config, workdir: storage.Place, program: Program, shards: Shards, weights: Any, checkpoints: Any, mesh: Mesh
-) -> tuple[TrainState, int]:
+    config: Config, workdir: storage.Place, program: Program, data: str, labels: Labels | None, weights: Any,
+    checkpoints: Any, mesh: Mesh,
+) -> tuple[TrainState, int]:  # fmt: skip
     """Returns the state from which a run goes on, or begins, and its step; writes down how it came to be."""
     state, first_step, origin = program.init(), 0, None
     if checkpoints.latest_step() is not None:
@@ -139,18 +160,20 @@ def begin(
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
     elif weights:
         found, origin = weights
-        state, left = beginning.put_in(state, found, config.init_from)
+        state, left = beginning.put_in(state, found, config.init_from, labels.names if labels else ())
         state = jax.device_put(state, sharding.state_sharding(mesh, state))
         origin["drawn_anew"] = left
         logging.info("begun from the weights of %s", config.init_from)
     if jax.process_index() == 0:
-        history.record(configs.as_json(config), workdir, first_step, shards.fingerprint(), origin)
+        history.record(configs.as_json(config), workdir, first_step, data, origin)
+        if labels:
+            beginning.write_classes(workdir, labels.names)
     return state, first_step
 
 
 def run_steps(
-    config: Config, state: TrainState, first_step: int, shards: Shards, views: pipeline.Views, bank: dict,
-    mesh: Mesh, log: Log, requests: hosts.Requests, held: lock.Lock | None, evaluate,
+    config: Config, state: TrainState, first_step: int, shards: Shards, numbers: np.ndarray, views: pipeline.Views,
+    constants: dict, mesh: Mesh, log: Log, requests: hosts.Requests, held: lock.Lock | None, evaluate,
 ) -> int | None:  # fmt: skip
     """Runs the steps from `first_step` to the last one, or until the run is asked to stop, and returns that step.
 
@@ -158,9 +181,9 @@ def run_steps(
     but for steps after which a checkpoint or an evaluation needs the finished state.
     """
     num_steps, config_json = log.program.num_steps, configs.as_json(config)
-    bank = jax.device_put(bank, sharding.replicated(mesh))
+    constants = jax.device_put(constants, sharding.replicated(mesh))
     shares = pipeline.dataset(
-        shards, config.batch_size, config.seed, views, jax.process_index(), jax.process_count(), config.held_out
+        shards, config.batch_size, config.seed, views, jax.process_index(), jax.process_count(), numbers
     )
     batches = pipeline.batches(shares, first_step, config.workers)
     profiler = Profiler(log.writer.folder if log.writer else None, first_step, config.profile)
@@ -172,8 +195,8 @@ def run_steps(
             with log.timer.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
             asked = requests.of_all(mesh)
-            step_function = step_function or compiled(log.program.step, state, batch, bank)
-            state, packed = step_function(state, batch, bank)
+            step_function = step_function or compiled(log.program.step, state, batch, constants)
+            state, packed = step_function(state, batch, constants)
             if step == first_step:
                 jax.block_until_ready(packed)
                 log.timer = Timer()
@@ -216,24 +239,28 @@ def evaluator_of(config: Config, network: Network, shards: Shards) -> Evaluator:
     """Prepares what the config wants the teacher to be evaluated on."""
     crops = None
     if config.held_out:
-        crops = pipeline.held_out_crops(shards, config.held_out, config.views.local_frames)
+        crops = pipeline.held_out_crops(shards, config.held_out, config.held_out_frames or config.views.local_frames)
     return Evaluator(network, config.eval.trials, config.eval.input, crops)
 
 
-def tell_sizes(state: TrainState, program: Program, shards: Shards, steps_per_epoch: int, mesh: Mesh) -> None:
+def tell_sizes(
+    state: TrainState, program: Program, shards: Shards, utterances: int, steps_per_epoch: int, mesh: Mesh
+) -> None:
     """Logs the size of the network, of the data and of the run."""
     parts: tuple[Any, ...] = (
         state.student["params"]["encoder"],
         state.student["params"]["head"],
         {"prototypes": state.prototypes},
+        {"classes": state.labelled.centres if state.labelled else ()},
     )
     logging.info(
-        "parameters: encoder %s, head %s, prototypes %s",
+        "parameters: encoder %s, head %s, prototypes %s, classes %s",
         *(f"{parameter_overview.count_parameters(part):,}" for part in parts),
     )
     logging.info(
-        "%d utterances, %d steps an epoch, %d steps in all, %d devices (%s), learning rate up to %g",
+        "%d utterances, %d to learn from, %d steps an epoch, %d steps in all, %d devices (%s), learning rate up to %g",
         shards.utterances,
+        utterances,
         steps_per_epoch,
         program.num_steps,
         mesh.size,

@@ -106,11 +106,12 @@ def optimizer(
     freeze: Sequence[str] = (),
     name: str = "sgd",
 ) -> optax.GradientTransformation:
-    """Makes the optimizer of {"network": ..., "prototypes": ...}.
+    """Makes the optimizer of {"network": ..., "prototypes": ...}, with labels {..., "classes": ...} as well.
 
-    Network: clipping, then the `rule` of that name. Prototypes: neither clipping nor decay, SGD with "sgd" and "lars",
-    else Adam, learning rate times `prototype_multiplier` (0: they stay as they were drawn). The encoder's learning rate
-    is times `encoder_multiplier`; parameters that `freeze` names (see `frozen`) stay as they are.
+    Network: clipping, then the `rule` of that name. Prototypes and centres of classes: neither clipping nor decay, SGD
+    with "sgd" and "lars", else Adam, learning rate times `prototype_multiplier` (0: they stay as they were drawn). The
+    encoder's learning rate is times `encoder_multiplier`; parameters that `freeze` names (see `frozen`) stay as they
+    are.
     """
     network = optax.chain(clip(clip_norm, clip_scope), *rule(name, learning_rate, momentum, weight_decay))
     of_prototypes = lambda step: prototype_multiplier * learning_rate(step)  # noqa: E731
@@ -120,7 +121,8 @@ def optimizer(
         else optax.adam(of_prototypes, momentum)
     )
     both = optax.partition(
-        {"network": network, "prototypes": prototypes}, {"network": "network", "prototypes": "prototypes"}
+        {"network": network, "prototypes": prototypes},
+        lambda params: {name: "network" if name == "network" else "prototypes" for name in params},
     )
     if encoder_multiplier == 1 and not freeze:
         return both
@@ -147,10 +149,10 @@ def hold(params: Any, freeze: Sequence[str]) -> Any:
 
 
 def map_named(function: Callable[[str, Any], Any], params: Any) -> Any:
-    """Maps function(name, array) over {"network": ..., "prototypes": ...}; see `name_of` for the names."""
+    """Maps function(name, array) over {"network": ..., ...}; see `name_of` for the names."""
     return jax.tree_util.tree_map_with_path(lambda path, x: function(name_of(path), x), params)
 
 
 def name_of(path: Sequence[Any]) -> str:
-    """Names a parameter by its place in the tree: encoder/..., head/... or prototypes."""
+    """Names a parameter by its place in the tree: encoder/..., head/..., prototypes or classes."""
     return "/".join(str(key.key) for key in path).removeprefix("network/")

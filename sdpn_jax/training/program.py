@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from sdpn_jax.config import Config, run_length
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import MEL_BINS, Network
-from sdpn_jax.training import optim, sharding
+from sdpn_jax.training import classify, margins, optim, sharding
+from sdpn_jax.training.labels import Labels
 from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
 
 
@@ -23,8 +24,8 @@ from sdpn_jax.training.step import Objective, TrainState, init_state, make_train
 class Program:
     """How a run begins, what a step does, and how many there are.
 
-    init: () -> TrainState; step: (state, batch, noise bank) -> (state, metrics as one array), not compiled yet;
-    metrics: their names and shapes, in the order of that array.
+    init: () -> TrainState; step: (state, batch, constants: the noise bank and what is known of labels) -> (state,
+    metrics as one array), not compiled yet; metrics: their names and shapes, in the order of that array.
     """
 
     init: Callable[[], TrainState]
@@ -42,16 +43,25 @@ class Program:
 
 
 def program_of(
-    config: Config, network: Network, mesh: Mesh, steps_per_epoch: int, make_views: Callable, views: dict
+    config: Config,
+    network: Network,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    make_views: Callable,
+    views: dict,
+    labels: Labels | None = None,
 ) -> Program:
     """Builds the program of a config for the devices of `mesh`.
 
-    make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F]}; views: jax.ShapeDtypeStructs
-    of these. Raises UserError for a pattern in `freeze` that names no parameter.
+    make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F], "number": [B]}; views:
+    jax.ShapeDtypeStructs of these; labels: what task=classify learns from. Raises UserError for a pattern in `freeze`
+    that names no parameter.
     """
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
+    labelling = labelling_of(config, labels, num_steps, steps_per_epoch) if labels else None
+    freeze = (*config.freeze, *(labelling.held if labelling else ()))
     optimizer = optim.optimizer(
         learning_rate,
         config.momentum,
@@ -60,26 +70,38 @@ def program_of(
         config.clip_scope,
         config.prototype_multiplier,
         config.encoder_multiplier,
-        config.freeze,
+        freeze,
         config.optimizer,
     )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     objective = Objective(**config.objective)
-    step_on_views = make_train_step(
-        network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches, config.freeze
+    of_sdpn = make_train_step(
+        network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches, freeze
     )
+    everywhere = sharding.replicated(mesh)
 
     def init() -> TrainState:
-        return init_state(network, config.num_prototypes, optimizer, config.seed)
+        state = init_state(network, config.num_prototypes, optimizer, config.seed)
+        if labelling is None or labels is None:
+            return state
+        return classify.begin(state, labelling, len(labels.of), optimizer, config.seed)
 
-    def step(state: TrainState, batch: dict, bank: dict) -> tuple[TrainState, Float[Array, " M"]]:
-        state, metrics = step_on_views(state, make_views(state.step, batch, bank))
+    step_on_views: Callable[..., tuple[TrainState, Any]] = lambda state, views, known: of_sdpn(state, views)  # noqa: E731
+    if labelling:
+        step_on_views = classify.make_classify_step(
+            network, optimizer, objective, labelling, learning_rate, teacher_momentum, config.microbatches, freeze,
+            lambda array: jax.lax.with_sharding_constraint(array, everywhere),
+        )  # fmt: skip
+
+    def step(state: TrainState, batch: dict, constants: dict) -> tuple[TrainState, Float[Array, " M"]]:
+        state, metrics = step_on_views(state, make_views(state.step, batch, constants), constants)
         return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
 
     state = jax.eval_shape(init)
     check_patterns(config.freeze, {"network": state.student["params"], "prototypes": state.prototypes})
-    shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views)[1].items()}
-    of_state, everywhere = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
+    known = labels.arrays() if labels else {}
+    shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views, known)[1].items()}
+    of_state = sharding.state_sharding(mesh, state)
     return Program(
         init=jax.jit(init, out_shardings=of_state),
         step=jax.jit(
@@ -95,6 +117,24 @@ def program_of(
     )
 
 
+def labelling_of(config: Config, labels: Labels, num_steps: int, steps_per_epoch: int) -> classify.Labelling:
+    """What a config makes of labels, in steps."""
+    c = config.classify
+    of_epoch = lambda epoch: (epoch - 1) * steps_per_epoch if epoch else -1  # noqa: E731
+    return classify.Labelling(
+        classes=len(labels.names),
+        head=margins.Head(c.head, c.scale, c.margin, c.top_k, c.top_k_margin),
+        sub_centres=c.sub_centres,
+        ramp=(round(c.margin_from * num_steps), round(c.margin_until * num_steps)),
+        steps_per_epoch=steps_per_epoch,
+        gate_from=of_epoch(c.gate_epoch),
+        correct_from=of_epoch(c.correct_epoch),
+        correct_temperature=c.correct_temperature,
+        correct_above=c.correct_above,
+        sdpn_weight=c.sdpn_weight,
+    )
+
+
 def check_patterns(freeze: Sequence[str], params: Any) -> None:
     """Raises UserError for a pattern that names none of the parameters."""
     names = [optim.name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -104,12 +144,13 @@ def check_patterns(freeze: Sequence[str], params: Any) -> None:
 
 
 def view_shapes(batch_size: int, views: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Describes the float16 views [B, views, T, F] of a batch; views: pipeline.Views or its config."""
+    """Describes the float16 views [B, views, T, F] of a batch, and their numbers; views: as in pipeline."""
     shapes = {
         "global": (batch_size, views.global_count, views.global_frames, MEL_BINS),
         "local": (batch_size, views.local_count, views.local_frames, MEL_BINS),
     }
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float16) for name, shape in shapes.items()}
+    of_views = {name: jax.ShapeDtypeStruct(shape, jnp.float16) for name, shape in shapes.items()}
+    return {**of_views, "number": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
 
 def compiled(step: Any, state: TrainState, batch: dict, bank: dict) -> Any:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdpn_jax.errors import UserError
 
+CENTRES = {"centres", "classes"}  # their names in the state and in the optimizer's
 LARGE = 2**16  # elements from which on an array of the state is split over `fsdp`
 
 
@@ -37,10 +38,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_sharding(mesh: Mesh, state):
     """Chooses the sharding of each array of the state (parameters, teacher, momentum): a tree like `state`.
 
-    Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides.
+    Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides. Centres of classes
+    and their momentum, which can be most of the state, are split along the classes over all devices that divide them.
     """
 
-    def of(array):
+    def of(path, array):
+        if CENTRES & {getattr(key, "name", getattr(key, "key", None)) for key in path}:
+            return NamedSharding(mesh, PartitionSpec(_dividing(len(array.shape) and array.shape[0], mesh)))
         size = mesh.shape["fsdp"]
         axes = [axis for axis, length in enumerate(array.shape) if length % size == 0]
         if size == 1 or array.size < LARGE or not axes:
@@ -48,7 +52,15 @@ def state_sharding(mesh: Mesh, state):
         longest = max(axes, key=lambda axis: array.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
 
-    return jax.tree.map(of, state)
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def _dividing(length: int, mesh: Mesh) -> tuple[str, ...]:
+    """The axes of the mesh over which an axis of this length can be split: all of them, or as many as divide it."""
+    axes = ("data", "fsdp")
+    return next(
+        (taken for taken in (axes, axes[:1], axes[1:]) if not length % np.prod([mesh.shape[x] for x in taken])), ()
+    )
 
 
 def check_batch_size(batch_size: int, microbatches: int, mesh: Mesh) -> None:

@@ -14,9 +14,12 @@ from sdpn_jax.models.network import Network, initial_variables
 from sdpn_jax.training import losses, optim
 from sdpn_jax.training.health import health
 
-# Log-mel views of B utterances; Tg and Tl frames.
-Batch = TypedDict("Batch", {"global": Float[Array, "B G Tg F"], "local": Float[Array, "B V Tl F"]})
+# Log-mel views of B utterances; Tg and Tl frames; and which utterances they are of.
+Batch = TypedDict(
+    "Batch", {"global": Float[Array, "B G Tg F"], "local": Float[Array, "B V Tl F"], "number": Int[Array, " B"]}
+)
 Metrics = dict[str, Float[Array, "..."]]
+WEIGHTED = "me_max", "koleo", "off_diagonal", "frobenius"  # terms beside the cross-entropy
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Objective:
     dimension_normalisation: str = "l2"  # or "standardise"
 
 
+class Labelled(flax.struct.PyTreeNode):
+    """What learning from labels adds to the state; see classify.py."""
+
+    centres: Float[Array, "R S D"]  # of the classes, beyond which come rows that stay as they were drawn
+    losses: Float[Array, " N"]  # of the label of every utterance when it was last in a batch; negative: it never was
+    gate: Float[Array, ""]  # the log loss up to which labels are trusted
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a checkpoint must hold. Networks are {"params": ..., "batch_stats": ...}, all float32."""
 
@@ -46,6 +57,7 @@ class TrainState(flax.struct.PyTreeNode):
     prototypes: Float[Array, "K P"]
     offset: Float[Array, " K"]  # what balanced and centred targets subtract from the prototypes' logits or cosines
     opt_state: optax.OptState
+    labelled: Labelled | None = None
 
 
 def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -138,6 +150,21 @@ def loss_terms(
     }
 
 
+def weighted(terms: Mapping[str, losses.Scalar], objective: Objective) -> losses.Scalar:
+    """Adds the terms of SDPN's loss by the weights of the objective."""
+    weights = {name: getattr(objective, f"{name}_weight") for name in WEIGHTED}
+    return terms["cross_entropy"] + sum(weight * terms[name] for name, weight in weights.items())
+
+
+def movement(gradients: Any, updates: Any, student: Any, teacher: Any) -> Metrics:
+    """Measures the step and how far apart student and teacher are, relative to the student's norm."""
+    return {
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+        "ema_distance": optax.tree.norm(optax.tree.sub(student, teacher)) / optax.tree.norm(student),
+    }
+
+
 def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -163,10 +190,7 @@ def make_train_step(
             losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
         )
         terms = loss_terms(log_p, targets, embedding, objective)
-        loss = terms["cross_entropy"] + sum(
-            getattr(objective, f"{name}_weight") * value for name, value in terms.items() if name != "cross_entropy"
-        )
-        return loss, (terms, embedding, log_p, batch_stats)
+        return weighted(terms, objective), (terms, embedding, log_p, batch_stats)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
@@ -184,10 +208,7 @@ def make_train_step(
         teacher_params = optim.follow(state.teacher["params"], params["network"], momentum)
         metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
-        metrics |= {"gradient_norm": optax.tree.norm(gradients), "update_norm": optax.tree.norm(updates)}
-        metrics["ema_distance"] = optax.tree.norm(optax.tree.sub(params["network"], teacher_params)) / optax.tree.norm(
-            params["network"]
-        )
+        metrics |= movement(gradients, updates, params["network"], teacher_params)
         return TrainState(
             step=state.step + 1,
             student={"params": params["network"], "batch_stats": student_stats},

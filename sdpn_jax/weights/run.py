@@ -137,10 +137,12 @@ def restore(
     templates: dict[str, Any],
     step: int | None = None,
     agree: Callable[[bool], bool] = bool,
+    partly: bool = False,
 ) -> tuple[dict[str, Any], int]:
     """Restores ({part name: tree}, step) of checkpoint `step` (default: the newest readable), the parts in `templates`.
 
-    Templates (arrays or jax.ShapeDtypeStruct) give shapes, types and shardings. `agree` tells whether all processes
+    Templates (arrays or jax.ShapeDtypeStruct) give shapes, types and shardings; `partly`: of some of a part's arrays
+    alone. `agree` tells whether all processes
     say yes. Damaged checkpoints are named in a warning and passed over. One that cannot be reached (an I/O error, no
     memory left) is tried again and then ends the run: it may be whole. Raises UserError when there is no such
     checkpoint, when one is out of reach, or when none can be read.
@@ -150,7 +152,7 @@ def restore(
         have = f"it has steps {steps[::-1]}" if steps else "there is none yet"
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {checkpoints.directory}: {have}")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, templates)
-    items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    items: dict[str, Any] = {name: _restore_args(tree, partly) for name, tree in abstract.items()}
     why = ""
     for candidate in steps if step is None else [step]:
         read = lambda step=candidate: checkpoints.restore(step, args=ocp.args.Composite(**items))  # noqa: E731
@@ -167,6 +169,14 @@ def restore(
         f"no checkpoint in {checkpoints.directory} can be read as the model of this config ({why}): "
         "use the config it was trained with, or another --workdir"
     )
+
+
+def _restore_args(tree: Any, partly: bool) -> Any:
+    """How Orbax is asked for a tree, or for a tree of some of the arrays that it saved together."""
+    if not partly:
+        return ocp.args.StandardRestore(tree)
+    wanted = ocp.checkpoint_utils.construct_restore_args(tree)
+    return ocp.args.PyTreeRestore(tree, restore_args=wanted, partial_restore=True)
 
 
 def _read_again_and_again(read: Callable[[], Any], retries: int = RETRIES) -> tuple[Any, bool, str]:

@@ -181,6 +181,22 @@ def test_hosts_share_the_global_batch(shards):
         assert_same(batch, both)
 
 
+def test_batches_tell_whose_views_they_are(shards):
+    """Each view of the chosen utterances is found in the record with the number beside it, and those are all."""
+    source = [records.decode(record) for path in shards.paths for record in read_shard(path)]
+    views = Views(global_count=0, global_frames=40, local_count=1, local_frames=10, mask_probability=0.0)
+    chosen = np.array([1, 2, 5, 8, 10])
+    seen = set()
+    for batch in take(pipeline.batches(pipeline.dataset(shards, 5, 3, views, numbers=chosen)), 2):
+        assert batch["global"].shape == (5, 0, 40, 80)
+        seen |= set(batch["number"].tolist())
+        for number, (crop,) in zip(batch["number"], batch["local"], strict=True):
+            versions = source[number].log_mel
+            starts = range(versions.shape[1] - 9)
+            assert any(np.array_equal(crop, version[s : s + 10]) for version in versions for s in starts)
+    assert seen == set(chosen.tolist())
+
+
 @pytest.mark.slow
 def test_workers_do_not_change_the_batches(shards):
     alone = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL), first_step=1), 5)
@@ -227,7 +243,7 @@ def test_held_out_utterances_are_not_trained_on(shards):
         return {i for i, window in windows if np.array_equal(window, crop)}
 
     views = Views(global_frames=5, local_count=1, local_frames=5, mask_probability=0)
-    batches = itertools.islice(pipeline.batches(pipeline.dataset(shards, 4, 0, views, held_out=3)), 4)
+    batches = itertools.islice(pipeline.batches(pipeline.dataset(shards, 4, 0, views, numbers=np.arange(8))), 4)
     trained = [owner(crop) for batch in batches for crop in batch["local"].reshape(-1, 5, 80)]
     assert set().union(*trained) == set(range(8))
     crops, numbers = pipeline.held_out_crops(shards, 3, 5)
@@ -279,7 +295,7 @@ def test_too_few_held_out_utterances(shards):
     with pytest.raises(UserError, match="held_out=1"):
         pipeline.held_out_crops(shards, 1, 10)
     with pytest.raises(UserError, match="batch_size=9 is more than the 8"):
-        pipeline.dataset(shards, 9, 0, SMALL, held_out=3)
+        pipeline.dataset(shards, 9, 0, SMALL, numbers=np.arange(8))
 
 
 def test_automatic_workers():
