@@ -182,6 +182,13 @@ FIELDS: dict[str, Field] = {
     "classify.sdpn_weight": Field(
         0.0, "of SDPN's loss beside that of the labels, on all utterances, also those without one", at_least=0.0
     ),
+    "ssps.from_epoch": Field(
+        0, "epoch, counted from 1, from which targets may be of another utterance (SSPS); 0: never", at_least=0
+    ),
+    "ssps.share": Field(0.5, "of the utterances that get their target from another one", at_least=0.0, at_most=1.0),
+    "ssps.clusters": Field(
+        25_000, "of all utterances' embeddings; the other one is of the nearest cluster beside its own", at_least=2
+    ),
     "views.global_count": Field(
         1, "clean views of an utterance, for the teacher; 0 where labels alone are learnt from", at_least=0
     ),
@@ -233,6 +240,14 @@ FIELDS: dict[str, Field] = {
     "eval.input": Field("", "folder of audio, list or shards that the trial lists speak of", change=FREE),
     "eval.trials": Field((), "trial lists; none: no evaluation on trials while training", change=FREE),
     "eval.every_steps": Field(10000, "steps between evaluations on trials and held-out crops", at_least=1, change=FREE),
+    "stages.classify": Field(
+        "", "config of the second stage's rounds, a shipped name or a file, for `sdpn stages`", change=FREE
+    ),
+    "stages.rounds": Field(2, "of clusters and classification after SDPN, at most", at_least=1, change=FREE),
+    "stages.large_margin": Field("", "config of the fine-tuning after the rounds; empty: none", change=FREE),
+    "stages.centroids": Field(0, "of k-means, before its clusters are merged; 0: chosen", at_least=0, change=FREE),
+    "stages.clusters": Field(0, "that stand for speakers; 0: chosen, rather too many", at_least=0, change=FREE),
+    "stages.smallest": Field(2, "utterances of a cluster below which it is left out", at_least=1, change=FREE),
     "demo.train_speakers": Field(0, "synthetic speakers that a demo trains on; 0: no demo", at_least=0, change=FREE),
     "demo.train_utterances": Field(3, "of each of them", at_least=1, change=FREE),
     "demo.test_speakers": Field(20, "other synthetic speakers, to test with", at_least=2, change=FREE),
@@ -297,6 +312,11 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "classify.correct_epoch, classify.gate_epoch",
         lambda c: not c.classify.correct_epoch or 0 < c.classify.gate_epoch <= c.classify.correct_epoch,
         "labels are corrected where they are distrusted: the gate must come first",
+    ),
+    (
+        "ssps.from_epoch, task",
+        lambda c: not c.ssps.from_epoch or (c.ssps.from_epoch > 1 and c.task == "sdpn"),
+        "neighbours are known from the second epoch on, and are positives of SDPN alone",
     ),
     (
         "classify.margin_from, classify.margin_until",
@@ -367,6 +387,8 @@ def check_data(config: Config, utterances: int, store: str, labelled: int | None
         of = f" of which held_out={config.held_out} are kept from training" if config.held_out else ""
         of += "" if labelled is None else " that have a label"
         raise UserError(f"batch_size={config.batch_size} is more than the {left} prepared utterances{of}: lower it")
+    if config.ssps.from_epoch and 2 * config.ssps.clusters > left:
+        raise UserError(f"ssps.clusters={config.ssps.clusters} of {left} utterances: choose at most half as many")
     steps, warmup = run_length(config, left // config.batch_size)
     if warmup >= steps:
         raise UserError(

@@ -24,6 +24,7 @@ SEE_A_CONFIG = {
     "training/history",
     "training/loop",
     "training/program",
+    "training/stages",
     "compiled/launch_check",
 }
 

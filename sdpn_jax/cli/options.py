@@ -29,6 +29,25 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[--config.FIELD=VALUE]...", help="Fields of the config to change.", show_default=False),
 ]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Join other processes as SLURM, Kubernetes or TPU metadata say.")
+]
+Coordinator = Annotated[str | None, typer.Option(help="HOST:PORT of process 0, where several processes make one run.")]
+ProcessCount = Annotated[
+    int | None, typer.Option("--process_count", help="With --coordinator: how many processes there are.")
+]
+ProcessIndex = Annotated[
+    int | None, typer.Option("--process_index", help="With --coordinator: this one's number, from 0.")
+]
+LocalDevices = Annotated[
+    str | None,
+    typer.Option(
+        "--local_devices", help="Numbers of this process's accelerators, such as 0,1; default: SLURM's share."
+    ),
+]
+Alone = Annotated[
+    bool, typer.Option("--alone", help="One process, whatever SLURM, mpirun or TPU variables say of others.")
+]
 FIELDS = {"ignore_unknown_options": True}  # context settings of commands that take Overrides
 CACHE = Path("~/.cache/sdpn_jax").expanduser()
 

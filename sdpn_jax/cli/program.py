@@ -21,6 +21,7 @@ from sdpn_jax.cli.inspect import inspect
 from sdpn_jax.cli.launch_check import launch_check
 from sdpn_jax.cli.prepare import prepare
 from sdpn_jax.cli.score import score
+from sdpn_jax.cli.stages import stages
 from sdpn_jax.cli.train import train
 from sdpn_jax.cli.verify import verify
 from sdpn_jax.errors import INTERRUPTED, USER_ERROR
@@ -32,6 +33,7 @@ TRAINING, MODELS, EVALUATION = "Training", "Models", "Evaluation"
 app.command(rich_help_panel=TRAINING)(prepare)
 app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS)(inspect)
 app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS, add_help_option=False)(train)
+app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS)(stages)
 app.command(rich_help_panel=TRAINING, context_settings=options.FIELDS)(demo)
 app.command("launch-check", rich_help_panel=TRAINING, context_settings=options.FIELDS)(launch_check)
 app.command(rich_help_panel=EVALUATION)(embed)
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """The installed program `sdpn`."""
-    if sys.argv[1:2] in (["train"], ["demo"]):
+    if sys.argv[1:2] in (["train"], ["stages"], ["demo"]):
         use_huge_pages()
     leave(main(sys.argv[1:]))
 

@@ -1,13 +1,22 @@
 """`sdpn train`: a training run, begun or resumed, on one process or several."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from sdpn_jax.cli.options import Config, Overrides
+from sdpn_jax.cli.options import (
+    Alone,
+    Config,
+    Coordinator,
+    Distributed,
+    LocalDevices,
+    Overrides,
+    ProcessCount,
+    ProcessIndex,
+)
 from sdpn_jax.errors import Terminated, UserError, returns_exit_code
 
 
@@ -30,25 +39,12 @@ def train(
     workdir: Annotated[
         str | None, Option(help="Where the run goes; default: the config's workdir. A run there is resumed.")
     ] = None,
-    distributed: Annotated[
-        bool, Option("--distributed", help="Join other processes as SLURM, Kubernetes or TPU metadata say.")
-    ] = False,
-    coordinator: Annotated[
-        str | None, Option(help="HOST:PORT of process 0, where several processes make one run.")
-    ] = None,
-    process_count: Annotated[
-        int | None, Option("--process_count", help="With --coordinator: how many processes there are.")
-    ] = None,
-    process_index: Annotated[
-        int | None, Option("--process_index", help="With --coordinator: this one's number, from 0.")
-    ] = None,
-    local_devices: Annotated[
-        str | None,
-        Option("--local_devices", help="Numbers of this process's accelerators, such as 0,1; default: SLURM's share."),
-    ] = None,
-    alone: Annotated[
-        bool, Option("--alone", help="One process, whatever SLURM, mpirun or TPU variables say of others.")
-    ] = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process_count: ProcessCount = None,
+    process_index: ProcessIndex = None,
+    local_devices: LocalDevices = None,
+    alone: Alone = False,
     extend: Annotated[
         bool, Option("--extend", help="Go on from the newest checkpoint with the schedule of this config.")
     ] = False,
@@ -64,14 +60,33 @@ def train(
 
     Exit codes 143 and 130: stopped by SIGTERM or Ctrl-C after a checkpoint. A second Ctrl-C ends at once.
     """
-    from absl import logging
+    join(distributed, coordinator, process_count, process_index, local_devices, alone)
+    return together(lambda: run(config, workdir, overrides or (), extend, skip_damaged))
 
+
+def join(
+    distributed: bool,
+    coordinator: str | None,
+    process_count: int | None,
+    process_index: int | None,
+    local_devices: str | None,
+    alone: bool,
+) -> None:
+    """Joins the other processes of a run, where the options or the environment speak of any."""
     from sdpn_jax.training import hosts
 
     if not alone and (coordinator or distributed or hosts.several_expected(os.environ)):
         hosts.join(coordinator, process_count, process_index, numbers(local_devices) or hosts.gpus_of_task(os.environ))
+
+
+def together(work: Callable[[], int]) -> int:
+    """Does the work of one process, perhaps of several, and returns the exit code: none waits for one that failed."""
+    from absl import logging
+
+    from sdpn_jax.training import hosts
+
     try:
-        return run(config, workdir, overrides or (), extend, skip_damaged)
+        return work()
     except hosts.Stopped as stopped:
         logging.warning("%s", stopped)
         return stopped.exit_code

@@ -51,9 +51,8 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     per_epoch = pipeline.steps_per_epoch(num_utterances - config.held_out, config.batch_size)
     network = network_of(config.model)
     views = view_shapes(config.batch_size, config.views)
-    labels = None
-    if config.task == "classify":
-        labels = Labels(np.zeros(num_utterances, np.int32), tuple(map(str, range(num_classes))))
+    names = tuple(map(str, range(num_classes))) if config.task == "classify" else ()
+    labels = Labels(np.zeros(num_utterances, np.int32), names)
     program = program_of(config, network, mesh, per_epoch, lambda step, batch, constants: batch, views, labels)
 
     def on(places, tree):
@@ -62,8 +61,7 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     state = jax.eval_shape(program.init)
     state = on(sharding.state_sharding(mesh, state), state)
     batch = on(jax.tree.map(lambda _: sharding.batch_sharding(mesh), views), views)
-    known = labels.arrays() if labels else {}
-    known = on(jax.tree.map(lambda _: sharding.replicated(mesh), known), known)
+    known = on(jax.tree.map(lambda _: sharding.replicated(mesh), labels.arrays()), labels.arrays())
     return program.step.lower(state, batch, known).compile(), program
 
 

@@ -166,6 +166,23 @@ def plot_sizes(sizes: ArrayLike, path: str | os.PathLike) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+def plot_numbers(
+    silhouettes: Mapping[int, float],
+    chosen: int,
+    path: str | os.PathLike,
+    retrievals: Mapping[int, float] | None = None,
+) -> None:
+    """Draws the silhouette, and where known the retrieval of crops, against the number of clusters, into one file."""
+    curves = {"silhouette": silhouettes} | ({"crops retrieved, above chance": retrievals} if retrievals else {})
+    with drawing(path, COLUMN, 0.75 * COLUMN) as figure:
+        axes = figure.add_subplot()
+        for number, (name, curve) in enumerate(curves.items()):
+            axes.plot(list(curve), list(curve.values()), "o-", color=COLOURS[number], markersize=3, label=name)
+        axes.axvline(chosen, color="0.2", linestyle="--", linewidth=1.0, label=f"chosen: {chosen:,}")
+        axes.set(xscale="log", xlabel="Clusters", ylabel="Quality")
+        figure.legend(loc="outside upper center", ncols=3, handlelength=1.4, columnspacing=1.2, handletextpad=0.5)
+
+
 def _det_ticks(lowest: float, highest: float) -> np.ndarray:
     """The ticks from 1.2 standard deviations below the lowest EER to 1.8 above the highest one."""
     probit = norm.ppf(RATE_TICKS)

@@ -16,7 +16,7 @@ from absl import logging
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, fault_of_machine
 from sdpn_jax.training import sharding
-from sdpn_jax.training.step import Labelled, TrainState
+from sdpn_jax.training.step import Labelled, Positives, TrainState
 from sdpn_jax.weights import run
 
 DAMAGED = "damaged-checkpoints"
@@ -38,6 +38,8 @@ def parts_of(state: TrainState) -> dict[str, Any]:
     """Splits a state into the parts of a checkpoint, so that a network can be read without the rest."""
     rest = {"step": state.step, "prototypes": state.prototypes, "offset": state.offset, "opt_state": state.opt_state}
     parts = {"student": state.student, "teacher": state.teacher, "rest": rest}
+    if state.positives is not None:
+        parts["positives"] = {name: getattr(state.positives, name) for name in Positives.__dataclass_fields__}
     if state.labelled is None:
         return parts
     trust = {"losses": state.labelled.losses, "gate": state.labelled.gate}
@@ -47,7 +49,10 @@ def parts_of(state: TrainState) -> dict[str, Any]:
 def state_of(parts: dict[str, Any]) -> TrainState:
     """Puts together the state that `parts_of` took apart."""
     labelled = Labelled(**parts["classes"], **parts["trust"]) if "classes" in parts else None
-    return TrainState(student=parts["student"], teacher=parts["teacher"], **parts["rest"], labelled=labelled)
+    positives = Positives(**parts["positives"]) if "positives" in parts else None
+    return TrainState(
+        student=parts["student"], teacher=parts["teacher"], **parts["rest"], labelled=labelled, positives=positives
+    )
 
 
 def save(checkpoints: Any, step: int, parts: dict[str, Any], config: dict[str, Any]) -> None:

@@ -20,13 +20,15 @@ PANELS = (
     ("Classification loss", {"classification": ""}),
     ("Share of views whose class is found", {"accuracy": ""}),
     (
-        "Labels",
+        "Labels, or targets of others: shares",
         {
             "labels_distrusted": "distrusted",
             "labels_corrected": "corrected",
             "labels_right": "right",
             "trusted_right": "trusted: right",
             "corrected_right": "corrected: right",
+            "exchanged": "exchanged",
+            "exchanged_right": "exchanged: right",
         },
     ),
     ("EER (%)", "eer_percent"),

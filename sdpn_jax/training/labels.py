@@ -21,7 +21,11 @@ NONE = -1  # the class of an utterance without a label
 
 @dataclass(frozen=True)
 class Labels:
-    """of: the class [N] of every utterance, or NONE; names: of the classes; truth: [N] speakers known for judging."""
+    """What is known of the utterances of a run's shards.
+
+    of: the class [N] of each, or NONE; names: of the classes, none where nothing is learnt from labels; truth: [N]
+    speakers known for judging.
+    """
 
     of: Int32[np.ndarray, " N"]
     names: tuple[str, ...]
@@ -34,10 +38,13 @@ class Labels:
         return digest.hexdigest()
 
     def arrays(self) -> dict[str, Int32[np.ndarray, "..."]]:
-        """What classify.make_classify_step wants to know."""
-        if self.truth is None:
-            return {"labels": self.of}
-        return {"labels": self.of, "truth": self.truth, "speaker_of_class": self._most_frequent(self.truth)}
+        """What the steps want to know; see classify.py and positives.py."""
+        arrays = {"labels": self.of} if self.names else {}
+        if self.truth is not None:
+            arrays["truth"] = self.truth
+        if self.names and self.truth is not None:
+            arrays["speaker_of_class"] = self._most_frequent(self.truth)
+        return arrays
 
     def _most_frequent(self, truth: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, " C"]:
         """The speaker whom each class has most of; NONE where nobody is known."""
@@ -64,10 +71,18 @@ def labels_of(shards: Shards, path: str, truth_path: str = "", held_out: int = 0
         names, of = [names[number] for number in used], _renumbered(of, used)
     if len(names) < 2:
         raise UserError(f"{source}: {len(names)} labels for the utterances in {shards.folder}, wanted are two or more")
-    truth = _numbered(shards.ids, read_labels(truth_path), truth_path)[1] if truth_path else None
     labelled = int(np.sum(of != NONE))
     logging.info("%d classes; %d of %d utterances have a label", len(names), labelled, len(of) - held_out)
-    return Labels(of, tuple(names), truth)
+    return Labels(of, tuple(names), _truth(shards, truth_path))
+
+
+def no_labels(shards: Shards, truth_path: str = "") -> Labels:
+    """Returns what is known where nothing is learnt from labels; UserError as reading the true ones does."""
+    return Labels(np.full(shards.utterances, NONE, np.int32), (), _truth(shards, truth_path))
+
+
+def _truth(shards: Shards, path: str) -> Int32[np.ndarray, " N"] | None:
+    return _numbered(shards.ids, read_labels(path), path)[1] if path else None
 
 
 def _beside(shards: Shards) -> storage.Place:

@@ -21,6 +21,7 @@ TOLD = {  # in the line for people: {metric: (name, form)}
     "accuracy": ("accuracy", ".2f"),
     "labels_distrusted": ("distrusted", ".2f"),
     "labels_corrected": ("corrected", ".2f"),
+    "exchanged": ("exchanged", ".2f"),
     "cross_entropy": ("cross-entropy", ".3f"),
     "me_max": ("me-max", ".3f"),
     "koleo": ("KoLeo", ".3f"),

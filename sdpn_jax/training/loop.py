@@ -20,7 +20,7 @@ from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, sharding
 from sdpn_jax.training.evaluation import Evaluator
 from sdpn_jax.training.health import CollapseWatch, stop_if_not_finite
-from sdpn_jax.training.labels import NONE, Labels, labels_of
+from sdpn_jax.training.labels import NONE, Labels, labels_of, no_labels
 from sdpn_jax.training.logs import MetricsWriter, Timer, interval_means, log_progress
 from sdpn_jax.training.profiler import Profiler
 from sdpn_jax.training.program import Program, compiled, program_of, view_shapes
@@ -72,13 +72,13 @@ def train_and_evaluate(
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     shards = open_shards(config.data_dir, skip_damaged)
     labels, numbers = to_learn(config, shards)
-    configs.check_data(config, shards.utterances, shards.store, len(numbers) if labels else None)
+    configs.check_data(config, shards.utterances, shards.store, len(numbers) if labels.names else None)
     network, views = network_of(config.model), pipeline.Views(**config.views)
     bank, make_views = device.views_of_step(shards, config.seed, views)
     per_epoch = pipeline.steps_per_epoch(len(numbers), config.batch_size)
     shapes = view_shapes(config.batch_size, views)
     program = program_of(config, network, mesh, per_epoch, make_views, shapes, labels)
-    constants = {**bank, **(labels.arrays() if labels else {})}
+    constants = {**bank, **labels.arrays()}
     data = data_of(shards, labels)
     weights = check_past(config, workdir, data, program, extend)
     is_first_process = jax.process_index() == 0
@@ -121,18 +121,18 @@ def train_and_evaluate(
     return rows[-1] if rows else {}
 
 
-def to_learn(config: Config, shards: Shards) -> tuple[Labels | None, np.ndarray]:
-    """Returns the labels that the config learns from, if any, and the numbers of the utterances that it learns from."""
+def to_learn(config: Config, shards: Shards) -> tuple[Labels, np.ndarray]:
+    """Returns what is known of the utterances, and the numbers of those that the config learns from."""
     numbers = np.arange(max(shards.utterances - config.held_out, 0))
     if config.task != "classify":
-        return None, numbers
+        return no_labels(shards, config.true_labels), numbers
     labels = labels_of(shards, config.labels, config.true_labels, config.held_out)
     return labels, numbers if config.classify.sdpn_weight else np.flatnonzero(labels.of != NONE)
 
 
-def data_of(shards: Shards, labels: Labels | None) -> str:
+def data_of(shards: Shards, labels: Labels) -> str:
     """A digest of what a run learns from, wherever it lies."""
-    return shards.fingerprint() + (f" {labels.fingerprint()}" if labels else "")
+    return shards.fingerprint() + (f" {labels.fingerprint()}" if labels.names else "")
 
 
 def check_past(config: Config, workdir: storage.Place, data: str, program: Program, extend: bool) -> Any:
@@ -149,7 +149,7 @@ def check_past(config: Config, workdir: storage.Place, data: str, program: Progr
 
 
 def begin(
-    config: Config, workdir: storage.Place, program: Program, data: str, labels: Labels | None, weights: Any,
+    config: Config, workdir: storage.Place, program: Program, data: str, labels: Labels, weights: Any,
     checkpoints: Any, mesh: Mesh,
 ) -> tuple[TrainState, int]:  # fmt: skip
     """Returns the state from which a run goes on, or begins, and its step; writes down how it came to be."""
@@ -160,13 +160,13 @@ def begin(
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
     elif weights:
         found, origin = weights
-        state, left = beginning.put_in(state, found, config.init_from, labels.names if labels else ())
+        state, left = beginning.put_in(state, found, config.init_from, labels.names)
         state = jax.device_put(state, sharding.state_sharding(mesh, state))
         origin["drawn_anew"] = left
         logging.info("begun from the weights of %s", config.init_from)
     if jax.process_index() == 0:
         history.record(configs.as_json(config), workdir, first_step, data, origin)
-        if labels:
+        if labels.names:
             beginning.write_classes(workdir, labels.names)
     return state, first_step
 
@@ -192,6 +192,9 @@ def run_steps(
         for step in range(first_step, num_steps):
             done = step + 1
             profiler.before(step)
+            if log.program.regroups(step):
+                with log.timer.paused(), jax.transfer_guard("allow"):
+                    state = log.program.regroup(state)
             with log.timer.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
             asked = requests.of_all(mesh)
@@ -251,7 +254,7 @@ def tell_sizes(
         state.student["params"]["encoder"],
         state.student["params"]["head"],
         {"prototypes": state.prototypes},
-        {"classes": state.labelled.centres if state.labelled else ()},
+        {"classes": state.labelled.centres} if state.labelled else {},
     )
     logging.info(
         "parameters: encoder %s, head %s, prototypes %s, classes %s",

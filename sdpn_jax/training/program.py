@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from sdpn_jax.config import Config, run_length
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import MEL_BINS, Network
-from sdpn_jax.training import classify, margins, optim, sharding
+from sdpn_jax.training import classify, margins, optim, positives, sharding
 from sdpn_jax.training.labels import Labels
 from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
 
@@ -25,7 +26,8 @@ class Program:
     """How a run begins, what a step does, and how many there are.
 
     init: () -> TrainState; step: (state, batch, constants: the noise bank and what is known of labels) -> (state,
-    metrics as one array), not compiled yet; metrics: their names and shapes, in the order of that array.
+    metrics as one array), not compiled yet; metrics: their names and shapes, in the order of that array; regroup: state
+    -> state, between epochs, see positives.py.
     """
 
     init: Callable[[], TrainState]
@@ -34,6 +36,13 @@ class Program:
     num_steps: int
     warmup_steps: int
     peak_learning_rate: float
+    regroup: Callable[[TrainState], TrainState]
+    regroup_from: int
+    steps_per_epoch: int
+
+    def regroups(self, step: int) -> bool:
+        """Tells whether neighbours are looked for anew before this step, where an epoch begins."""
+        return step >= self.regroup_from and step % self.steps_per_epoch == 0
 
     def unpack(self, packed: Float[np.ndarray, " M"]) -> dict[str, np.ndarray]:
         """Unpacks what a step returned into {metric: value}."""
@@ -54,48 +63,44 @@ def program_of(
     """Builds the program of a config for the devices of `mesh`.
 
     make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F], "number": [B]}; views:
-    jax.ShapeDtypeStructs of these; labels: what task=classify learns from. Raises UserError for a pattern in `freeze`
+    jax.ShapeDtypeStructs of these; labels: what is known of the utterances. Raises UserError for a pattern in `freeze`
     that names no parameter.
     """
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
-    labelling = labelling_of(config, labels, num_steps, steps_per_epoch) if labels else None
-    freeze = (*config.freeze, *(labelling.held if labelling else ()))
-    optimizer = optim.optimizer(
-        learning_rate,
-        config.momentum,
-        config.weight_decay,
-        config.clip_norm,
-        config.clip_scope,
-        config.prototype_multiplier,
-        config.encoder_multiplier,
-        freeze,
-        config.optimizer,
-    )
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
-    objective = Objective(**config.objective)
-    of_sdpn = make_train_step(
-        network, optimizer, objective, learning_rate, teacher_momentum, config.microbatches, freeze
-    )
-    everywhere = sharding.replicated(mesh)
+    labelling = labelling_of(config, labels, num_steps, steps_per_epoch) if labels and labels.names else None
+    freeze = (*config.freeze, *(labelling.held if labelling else ()))
+    optimizer, everywhere = optimizer_of(config, learning_rate, freeze), sharding.replicated(mesh)
+    replicate = lambda array: jax.lax.with_sharding_constraint(array, everywhere)  # noqa: E731
+    settings = network, optimizer, Objective(**config.objective)
+    schedules = learning_rate, teacher_momentum, config.microbatches, freeze
+    with_positives = labels is not None and labelling is None and config.ssps.from_epoch > 0
 
     def init() -> TrainState:
         state = init_state(network, config.num_prototypes, optimizer, config.seed)
-        if labelling is None or labels is None:
-            return state
-        return classify.begin(state, labelling, len(labels.of), optimizer, config.seed)
+        if labels and labelling:
+            state = classify.begin(state, labelling, len(labels.of), optimizer, config.seed)
+        if labels and with_positives:
+            state = positives.begin(state, len(labels.of), config.ssps.clusters)
+        return state
 
-    step_on_views: Callable[..., tuple[TrainState, Any]] = lambda state, views, known: of_sdpn(state, views)  # noqa: E731
     if labelling:
-        step_on_views = classify.make_classify_step(
-            network, optimizer, objective, labelling, learning_rate, teacher_momentum, config.microbatches, freeze,
-            lambda array: jax.lax.with_sharding_constraint(array, everywhere),
-        )  # fmt: skip
+        step_on_views = classify.make_classify_step(*settings, labelling, *schedules, replicate)
+    else:
+        exchange = positives.make_exchange(config.ssps.share, config.seed, replicate) if with_positives else None
+        step_on_views = make_train_step(*settings, *schedules, exchange)
 
     def step(state: TrainState, batch: dict, constants: dict) -> tuple[TrainState, Float[Array, " M"]]:
         state, metrics = step_on_views(state, make_views(state.step, batch, constants), constants)
         return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
+
+    def regroup(state: TrainState) -> TrainState:
+        assert state.positives is not None
+        embeddings = jax.device_get(sharding.gather(state.positives.embeddings, mesh))
+        now = positives.regrouped(state.positives, embeddings, config.seed)
+        return state.replace(positives=jax.device_put(now, of_state.positives))
 
     state = jax.eval_shape(init)
     check_patterns(config.freeze, {"network": state.student["params"], "prototypes": state.prototypes})
@@ -114,6 +119,24 @@ def program_of(
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         peak_learning_rate=peak,
+        regroup=regroup,
+        regroup_from=(config.ssps.from_epoch - 1) * steps_per_epoch if with_positives else num_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def optimizer_of(config: Config, learning_rate: optax.Schedule, freeze: Sequence[str]) -> optax.GradientTransformation:
+    """Makes the optimizer of a config."""
+    return optim.optimizer(
+        learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.clip_norm,
+        config.clip_scope,
+        config.prototype_multiplier,
+        config.encoder_multiplier,
+        freeze,
+        config.optimizer,
     )
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdpn_jax.errors import UserError
 
-CENTRES = {"centres", "classes"}  # their names in the state and in the optimizer's
+ROWS_APART = {"centres", "classes", "embeddings", "projections"}  # of classes, in state and optimizer; and kept ones
 LARGE = 2**16  # elements from which on an array of the state is split over `fsdp`
 
 
@@ -38,12 +38,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_sharding(mesh: Mesh, state):
     """Chooses the sharding of each array of the state (parameters, teacher, momentum): a tree like `state`.
 
-    Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides. Centres of classes
-    and their momentum, which can be most of the state, are split along the classes over all devices that divide them.
+    Arrays of LARGE elements and more are split over `fsdp` along their longest axis that it divides. What has a row for
+    each class or utterance can be most of the state: it is split along the rows over all devices that divide them.
     """
 
     def of(path, array):
-        if CENTRES & {getattr(key, "name", getattr(key, "key", None)) for key in path}:
+        if ROWS_APART & {getattr(key, "name", getattr(key, "key", None)) for key in path}:
             return NamedSharding(mesh, PartitionSpec(_dividing(len(array.shape) and array.shape[0], mesh)))
         size = mesh.shape["fsdp"]
         axes = [axis for axis, length in enumerate(array.shape) if length % size == 0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import flax.struct
@@ -48,6 +49,17 @@ class Labelled(flax.struct.PyTreeNode):
     gate: Float[Array, ""]  # the log loss up to which labels are trusted
 
 
+class Positives(flax.struct.PyTreeNode):
+    """What positives from neighbours add to the state; see positives.py. R rows, K clusters."""
+
+    embeddings: Float[Array, "R D"]  # of the teacher's view of every utterance when it was last in a batch; 0: never
+    projections: Float[Array, "R P"]
+    cluster: Int[Array, " R"]
+    order: Int[Array, " R"]  # the rows by cluster
+    first: Int[Array, " K+1"]  # where a cluster's rows begin in `order`
+    nearest: Int[Array, " K"]  # the nearest other cluster
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a checkpoint must hold. Networks are {"params": ..., "batch_stats": ...}, all float32."""
 
@@ -58,6 +70,7 @@ class TrainState(flax.struct.PyTreeNode):
     offset: Float[Array, " K"]  # what balanced and centred targets subtract from the prototypes' logits or cosines
     opt_state: optax.OptState
     labelled: Labelled | None = None
+    positives: Positives | None = None
 
 
 def init_state(network: Network, num_prototypes: int, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -173,11 +186,12 @@ def make_train_step(
     teacher_momentum: optax.Schedule,
     microbatches: int = 1,
     freeze: Sequence[str] = (),
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    exchange: Callable[..., tuple[Float[Array, "B G P"], Positives, Metrics]] | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes the step, a pure function of state and views.
 
     `learning_rate` is the optimizer's own schedule, for the metrics alone; `microbatches` see `forward`; `freeze` see
-    `optim.optimizer`, which must know it too.
+    `optim.optimizer`, which must know it too; `exchange` see positives.py, and so for the third argument of the step.
     """
 
     def loss_fn(
@@ -192,8 +206,13 @@ def make_train_step(
         terms = loss_terms(log_p, targets, embedding, objective)
         return weighted(terms, objective), (terms, embedding, log_p, batch_stats)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        _, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
+    def train_step(
+        state: TrainState, batch: Batch, known: Mapping[str, Array] = MappingProxyType({})
+    ) -> tuple[TrainState, Metrics]:
+        heard, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
+        positives, exchanges = state.positives, {}
+        if exchange:
+            projection, positives, exchanges = exchange(state, batch["number"], heard, projection, known)
         targets, offset = teacher_targets(projection, state.prototypes, state.offset, objective)
 
         params = {"network": state.student["params"], "prototypes": state.prototypes}
@@ -208,7 +227,7 @@ def make_train_step(
         teacher_params = optim.follow(state.teacher["params"], params["network"], momentum)
         metrics = {"loss": loss, **terms, "learning_rate": learning_rate(state.step), "teacher_momentum": momentum}
         metrics |= health(embedding, targets, log_p)
-        metrics |= movement(gradients, updates, params["network"], teacher_params)
+        metrics |= movement(gradients, updates, params["network"], teacher_params) | exchanges
         return TrainState(
             step=state.step + 1,
             student={"params": params["network"], "batch_stats": student_stats},
@@ -216,6 +235,7 @@ def make_train_step(
             prototypes=params["prototypes"],
             offset=offset,
             opt_state=opt_state,
+            positives=positives,
         ), metrics
 
     return train_step

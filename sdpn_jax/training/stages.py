@@ -1,0 +1,214 @@
+"""SDPN and the stages after it: embeddings, clusters, classification by them, again, and fine-tuning; without labels.
+
+A workdir holds one folder a stage, in their order. Every arrow between them starts again where it was cut off: runs
+resume, what is complete is known by what it was made of and not made again.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from absl import logging
+
+from sdpn_jax import config as configs
+from sdpn_jax import storage
+from sdpn_jax.config import Config
+from sdpn_jax.data.shards import open_shards
+from sdpn_jax.errors import UserError
+from sdpn_jax.eval import cluster
+from sdpn_jax.speaker import corpus, embedder
+from sdpn_jax.training import loop, sharding
+from sdpn_jax.training.logs import METRICS, read_rows
+from sdpn_jax.weights import run
+
+# What all stages share with the first: the data, the encoder, and by what they are compared.
+SHARED = (
+    "data_dir", "store", "seed", "workers", "mesh.fsdp", "checkpoint_minutes", "held_out", "eval.input", "eval.trials",
+    "true_labels",
+)  # fmt: skip
+RESULTS, LABELS, JUDGED_BY = "stages.json", "pseudo_labels.txt", "crop_eer_percent"
+OF_CLUSTERS = ("clusters", "left_out", "nmi", "purity", "b_cubed_f")
+
+
+@dataclass
+class Stages:
+    """The stages of one workdir: the first one's config, what has come out of each, and the minutes spent on it."""
+
+    config: Config
+    workdir: storage.Place
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    minutes: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        try:
+            self.minutes = dict(storage.read_json(self.workdir / RESULTS)["minutes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.minutes = {}
+
+    @property
+    def best(self) -> str:
+        """The stage whose held-out crops are told apart best, of equal ones the earliest."""
+        return min(self.results, key=lambda name: self.results[name][JUDGED_BY])
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the time inside to the minutes of a stage, whatever ends it."""
+        started = time.time()
+        try:
+            yield
+        finally:
+            self.minutes[name] = self.minutes.get(name, 0.0) + (time.time() - started) / 60
+            self.write()
+
+    def write(self) -> None:
+        """Writes stages.json."""
+        if jax.process_index() == 0:
+            best = self.best if self.results else ""
+            told = {"best": best, "stages": self.results, "minutes": self.minutes}
+            storage.write_text(storage.make_folder(self.workdir) / RESULTS, json.dumps(told, indent=2) + "\n")
+
+
+def check(config: Config) -> None:
+    """Checks what only stages need; raises UserError."""
+    if not config.held_out:
+        raise UserError("held_out=0: stages are compared by crops of held-out utterances, set --config.held_out=100")
+    if not config.stages.classify:
+        raise UserError("stages.classify is empty: name the config of the second stage, such as own_classify")
+    if config.task != "sdpn":
+        raise UserError(f"task={config.task!r}: the first stage is SDPN, without labels")
+
+
+def train_in_stages(config: Config, workdir: str | os.PathLike) -> Stages:
+    """Runs SDPN, then rounds of clusters and classification while held-out crops gain, then fine-tuning.
+
+    Raises what loop.train_and_evaluate does, and UserError for a config whose
+    stages cannot be compared.
+    """
+    check(config)
+    stages = Stages(config, storage.place(workdir))
+    for name in ("classify", "large_margin"):
+        if config.stages[name]:
+            configs.check(stage_config(stages, name))  # now, not after days
+
+    train(stages, "1-sdpn", config.copy_and_resolve_references())
+    for number in range(2, config.stages.rounds + 2):
+        begin, name = stages.best, f"{number}-classify"
+        settings = stage_config(stages, "classify")
+        settings.labels, found = clusters_of(stages, begin, f"{number}-clusters")
+        train(stages, name, settings, begin, found)
+        if stages.best != name:
+            logging.info("%s does not tell held-out crops apart better than %s: no more rounds", name, stages.best)
+            break
+    begin = stages.best
+    if config.stages.large_margin and begin.endswith("-classify"):
+        settings = stage_config(stages, "large_margin")
+        settings.labels = str(stages.workdir / begin.replace("classify", "clusters") / LABELS)
+        train(stages, f"{len(stages.results) + 1}-large-margin", settings, begin)
+    return stages
+
+
+def stage_config(stages: Stages, name: str) -> Config:
+    """Loads the config of a later stage, with what it shares with the first one."""
+    first = stages.config
+    settings = configs.load(first.stages[name], [f"--config.data_dir={first.data_dir}"])
+    for shared in SHARED:
+        group, _, last = shared.rpartition(".")
+        (settings[group] if group else settings)[last] = configs.get(first, shared)
+    settings.model.update(first.model)
+    settings.held_out_frames = first.held_out_frames or first.views.local_frames
+    return settings
+
+
+def train(
+    stages: Stages, name: str, settings: Config, begin: str = "", clusters: Mapping[str, Any] | None = None
+) -> None:
+    """Trains one stage, from the teacher of stage `begin` where there is one, and notes its figures."""
+    logging.info("---- stage %s", name)
+    folder = stages.workdir / name
+    settings.workdir = str(folder)
+    if begin:
+        settings.init_from = str(stages.workdir / begin)
+    with stages.clock(name):
+        loop.train_and_evaluate(settings, folder)
+    sharding.all_agree(True)  # that the first process has written its last row
+    rows = [row for row in read_rows(storage.local(folder / METRICS)) if JUDGED_BY in row]
+    last = {key: value for key, value in rows[-1].items() if key.startswith(("crop_", "eer_percent/"))}
+    about = {key: value for key, value in (clusters or {}).items() if key in OF_CLUSTERS}
+    stages.results[name] = {"begun_from": begin, "steps": rows[-1]["step"], **about, **last}
+    stages.write()
+
+
+def clusters_of(stages: Stages, begin: str, name: str) -> tuple[str, dict[str, Any]]:
+    """Embeds the training data with the teacher of a stage and clusters it; returns (list of labels, figures).
+
+    All processes embed their share, into a folder that all see, and the first one clusters.
+    """
+    config, folder = stages.config, stages.workdir / name
+    embeddings = stages.workdir / f"{begin}.npz"
+    network, variables, step = run.read_network(stages.workdir / begin)
+    model = embedder.fingerprint(network, variables)
+    made_of = {"model": model, "data": open_shards(config.data_dir).fingerprint()}
+    first, alone = jax.process_index() == 0, jax.process_count() == 1
+
+    def embed(index: int = 0, count: int = 1) -> None:
+        corpus.embed_corpus([config.data_dir], embeddings, stages.workdir / begin, step=step, task_index=index,
+                            task_count=count)  # fmt: skip
+
+    def embed_together() -> None:
+        if not alone:
+            embed(jax.process_index(), jax.process_count())
+            sharding.all_agree(True)
+        if first:
+            embed()
+
+    def find_clusters() -> None:
+        if first:
+            cluster.cluster_file(
+                embeddings, folder, config.stages.clusters or None, centroids=config.stages.centroids or None,
+                speakers_path=config.true_labels or None, seed=config.seed, smallest=config.stages.smallest,
+            )  # fmt: skip
+
+    settings = {key: config.stages[key] for key in ("clusters", "centroids", "smallest")}
+    with stages.clock(name):
+        unless_made(embeddings, made_of, embed_together)
+        unless_made(folder / "clusters.json", {**made_of, **settings, "seed": config.seed}, find_clusters)
+    return str(folder / LABELS), storage.read_json(folder / "clusters.json")
+
+
+def unless_made(path: storage.Place, made_of: Mapping[str, Any], make: Callable[[], None]) -> None:
+    """Calls `make`, which writes `path`, unless a note says that it was made of the same; all processes ask."""
+    note = path.with_name(f"{path.name}.made_of.json")
+    try:
+        made = storage.exists(path) and storage.read_json(note) == made_of
+    except (OSError, ValueError):
+        made = False
+    if sharding.all_agree(made):
+        return
+    make()
+    if jax.process_index() == 0:
+        storage.write_text(note, json.dumps(made_of) + "\n")
+    sharding.all_agree(True)
+
+
+def table(results: Mapping[str, Mapping[str, Any]], minutes: Mapping[str, float]) -> str:
+    """Tabulates the stages in Markdown: what each cost, the clusters it learnt from, and its error rates."""
+    lists = [key for key in next(iter(results.values())) if key.startswith("eer_percent/")]
+    columns = {
+        "steps": "steps", "minutes": "minutes", "clusters": "clusters", "nmi": "NMI",
+        JUDGED_BY: "EER of held-out crops, %", **{key: f"EER {key.partition('/')[2]}, %" for key in lists},
+    }  # fmt: skip
+    lines = ["| stage | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    for name, row in results.items():
+        found = {**row, "minutes": minutes.get(name)}
+        cells = (_shown(found.get(key)) for key in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
