@@ -28,8 +28,8 @@ def make_embeddings(rows: int, speakers: int) -> tuple[np.ndarray, np.ndarray]:
     centres = kmeans.directions(rng.standard_normal((speakers, DIMENSION), np.float32))
     speaker = rng.integers(speakers, size=rows)
     units = rng.standard_normal((rows, DIMENSION), np.float32)
-    for start in range(0, rows, 2**16):
-        part = slice(start, start + 2**16)
+    for start in range(0, rows, 2**12):
+        part = slice(start, start + 2**12)
         units[part] = kmeans.directions(centres[speaker[part]] + SPREAD / DIMENSION**0.5 * units[part])
     return units, speaker
 

@@ -1,4 +1,4 @@
-"""Pictures of scores and embeddings: DET curves, score histograms, error by duration, maps, cluster sizes.
+"""Pictures of scores and embeddings: DET curves, score histograms, error by duration, maps, cluster sizes and numbers.
 
 Every function writes one file, whose extension chooses the format (png, pdf, svg), at the width of a paper's column.
 """
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
@@ -173,14 +173,17 @@ def plot_numbers(
     retrievals: Mapping[int, float] | None = None,
 ) -> None:
     """Draws the silhouette, and where known the retrieval of crops, against the number of clusters, into one file."""
-    curves = {"silhouette": silhouettes} | ({"crops retrieved, above chance": retrievals} if retrievals else {})
-    with drawing(path, COLUMN, 0.75 * COLUMN) as figure:
-        axes = figure.add_subplot()
-        for number, (name, curve) in enumerate(curves.items()):
-            axes.plot(list(curve), list(curve.values()), "o-", color=COLOURS[number], markersize=3, label=name)
-        axes.axvline(chosen, color="0.2", linestyle="--", linewidth=1.0, label=f"chosen: {chosen:,}")
-        axes.set(xscale="log", xlabel="Clusters", ylabel="Quality")
-        figure.legend(loc="outside upper center", ncols=3, handlelength=1.4, columnspacing=1.2, handletextpad=0.5)
+    curves = {"Silhouette": silhouettes} | ({"Crops retrieved": retrievals} if retrievals else {})
+    with drawing(path, COLUMN, (0.4 + 0.3 * len(curves)) * COLUMN) as figure:
+        panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+        for axes, colour, (name, curve) in zip(panels, COLOURS, curves.items(), strict=False):
+            axes.plot(list(curve), list(curve.values()), "o-", color=colour, markersize=3)
+            axes.axvline(chosen, color="0.2", linestyle="--", linewidth=1.0, label=f"chosen: {chosen:,}")
+            axes.set(xscale="log", ylabel=name)
+        panels[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panels[-1].xaxis.set_minor_formatter(NullFormatter())
+        panels[-1].set_xlabel("Clusters")
+        panels[0].legend(loc="upper right")
 
 
 def _det_ticks(lowest: float, highest: float) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_as_good_as_scikit_learns(count, groups, clusters, spread, starts):
     units, group = gaussians(count, groups, spread)
     labels, centroids, cosines = kmeans.kmeans(units, clusters)
     theirs = KMeans(clusters, n_init=starts, random_state=0).fit_predict(units)
-    assert mean_cosine(units, labels) > mean_cosine(units, theirs) - 1e-3
+    assert mean_cosine(units, labels) > mean_cosine(units, theirs) - 2e-3
     assert cosines.mean() == pytest.approx(mean_cosine(units, labels), abs=1e-4)
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
     if clusters == groups:
