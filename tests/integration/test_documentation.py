@@ -22,7 +22,7 @@ from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = "README data training evaluation embeddings models scaling performance ablation security".split()
+DOCUMENTS = "README data training stages evaluation embeddings models scaling performance ablation security".split()
 SIZES = dict(
     channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
 )
@@ -35,6 +35,7 @@ SHORT = (
 MORE = {
     "train": SHORT,
     "python -m sdpn_jax.main": SHORT,
+    "stages": f"{SHORT} --config.stages.clusters=4 --config.stages.rounds=1",
     "demo": SHORT,
     "prepare": "--workers=1 --augmentations=1",
     "cluster": "--clusters=4",
