@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     """own.py and what follows it."""
     config = load("own")
     config.workdir = "runs/own_stages"
+    config.held_out_frames = 150  # more crops, also of short utterances
     config.stages.classify = "own_classify"
     config.stages.large_margin = "own_large_margin"
     return config

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.stages.classify = "vox2_classify"
     config.stages.large_margin = "vox2_large_margin"
     config.stages.rounds = 2
+    config.stages.method = "kmeans+agglomerative"
     config.stages.centroids = 50_000
     config.stages.clusters = 7500
     return config

@@ -245,6 +245,10 @@ FIELDS: dict[str, Field] = {
     ),
     "stages.rounds": Field(2, "of clusters and classification after SDPN, at most", at_least=1, change=FREE),
     "stages.large_margin": Field("", "config of the fine-tuning after the rounds; empty: none", change=FREE),
+    "stages.method": Field(
+        "agglomerative", "of clustering; k-means comes first where there are more than some 100,000 utterances",
+        choices=("agglomerative", "kmeans", "kmeans+agglomerative"), change=FREE,
+    ),
     "stages.centroids": Field(0, "of k-means, before its clusters are merged; 0: chosen", at_least=0, change=FREE),
     "stages.clusters": Field(0, "that stand for speakers; 0: chosen, rather too many", at_least=0, change=FREE),
     "stages.smallest": Field(2, "utterances of a cluster below which it is left out", at_least=1, change=FREE),

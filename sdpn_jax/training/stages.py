@@ -169,11 +169,12 @@ def clusters_of(stages: Stages, begin: str, name: str) -> tuple[str, dict[str, A
     def find_clusters() -> None:
         if first:
             cluster.cluster_file(
-                embeddings, folder, config.stages.clusters or None, centroids=config.stages.centroids or None,
-                speakers_path=config.true_labels or None, seed=config.seed, smallest=config.stages.smallest,
+                embeddings, folder, config.stages.clusters or None, config.stages.method,
+                centroids=config.stages.centroids or None, smallest=config.stages.smallest,
+                speakers_path=config.true_labels or None, seed=config.seed,
             )  # fmt: skip
 
-    settings = {key: config.stages[key] for key in ("clusters", "centroids", "smallest")}
+    settings = {key: config.stages[key] for key in ("method", "clusters", "centroids", "smallest")}
     with stages.clock(name):
         unless_made(embeddings, made_of, embed_together)
         unless_made(folder / "clusters.json", {**made_of, **settings, "seed": config.seed}, find_clusters)
