@@ -246,8 +246,8 @@ FIELDS: dict[str, Field] = {
     "stages.rounds": Field(2, "of clusters and classification after SDPN, at most", at_least=1, change=FREE),
     "stages.large_margin": Field("", "config of the fine-tuning after the rounds; empty: none", change=FREE),
     "stages.method": Field(
-        "agglomerative", "of clustering; k-means comes first where there are more than some 100,000 utterances",
-        choices=("agglomerative", "kmeans", "kmeans+agglomerative"), change=FREE,
+        "", "of clustering; empty: agglomerative, beyond 100,000 utterances kmeans+agglomerative",
+        choices=("", "agglomerative", "kmeans", "kmeans+agglomerative"), change=FREE,
     ),
     "stages.centroids": Field(0, "of k-means, before its clusters are merged; 0: chosen", at_least=0, change=FREE),
     "stages.clusters": Field(0, "that stand for speakers; 0: chosen, rather too many", at_least=0, change=FREE),
@@ -316,6 +316,17 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         "classify.correct_epoch, classify.gate_epoch",
         lambda c: not c.classify.correct_epoch or 0 < c.classify.gate_epoch <= c.classify.correct_epoch,
         "labels are corrected where they are distrusted: the gate must come first",
+    ),
+    ("stages.clusters", lambda c: c.stages.clusters != 1, "all utterances in one cluster teach nothing"),
+    (
+        "stages.clusters, stages.centroids",
+        lambda c: not c.stages.centroids or c.stages.clusters <= c.stages.centroids,
+        "clusters are merged from centroids, of which there must be more",
+    ),
+    (
+        "stages.centroids, stages.method",
+        lambda c: not c.stages.centroids or c.stages.method == "kmeans+agglomerative",
+        "centroids are of kmeans+agglomerative: set --config.stages.method, or leave them out",
     ),
     (
         "ssps.from_epoch, task",

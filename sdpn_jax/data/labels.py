@@ -45,10 +45,15 @@ def of_folders(ids: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def write_labels(path: storage.Place, labels: Mapping[str, str]) -> None:
-    """Writes lines `utterance label`; UserError for what would not be read as it was."""
+def check_labels(labels: Mapping[str, str], source: str | os.PathLike) -> None:
+    """Raises UserError for an utterance or a label that cannot stand in a line, as a name with a blank."""
     for name, label in labels.items():
         if name != name.strip() or not name or "\n" in name or len(label.split()) != 1:
-            raise UserError(f"{path}: the utterance {shown(name)} and its label {shown(label)} cannot stand in a line")
+            raise UserError(f"{source}: the utterance {shown(name)} and label {shown(label)} cannot stand in a line")
+
+
+def write_labels(path: storage.Place, labels: Mapping[str, str]) -> None:
+    """Writes lines `utterance label`; UserError for what would not be read as it was."""
+    check_labels(labels, path)
     text = "".join(f"{name} {label}\n" for name, label in labels.items())
     storage.write_text(path, text)

@@ -192,7 +192,7 @@ class _Chosen:
         return len(self.numbers)
 
     def __getitem__(self, place: SupportsIndex) -> tuple[int, records.Utterance | records.Recording]:
-        return self.whole.numbered(int(self.numbers[place.__index__()]))
+        return self.whole.numbered(place.__index__(), self.numbers)
 
 
 @dataclass(frozen=True)

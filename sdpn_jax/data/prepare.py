@@ -138,20 +138,21 @@ def prepare(
     shards = plan(utterances, storage.place(output))
     if not only_finish:
         storage.remove(storage.place(output) / METADATA)  # incomplete until the end
+        storage.remove(storage.place(output) / labels.LABELS)
         if ours := shards[task_index::task_count]:
             write_shards(ours, recipe, workers)
         if task_count > 1:
             return None
-    metadata = finish(shards, recipe, source, noise, rirs)
-    storage.remove(storage.place(output) / labels.LABELS)  # of an earlier preparation
     if known:
         labels.write_labels(storage.place(output) / labels.LABELS, known)
-    return metadata
+    return finish(shards, recipe, source, noise, rirs)
 
 
 def labels_of(ids: Sequence[str], source: str) -> dict[str, str]:
     """Returns {utterance: label} of a list, or where `source` is "folders" of these ids; UserError as reading does."""
-    return labels.of_folders(ids) if source == "folders" else labels.read_labels(source)
+    found = labels.of_folders(ids) if source == "folders" else labels.read_labels(source)
+    labels.check_labels(found, source)
+    return found
 
 
 def finish(

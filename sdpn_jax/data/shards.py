@@ -73,7 +73,8 @@ class Shards:
     @cached_property
     def ids(self) -> list[str]:
         """The ids of all records, in order: as their writers noted them, or else read from the records."""
-        return [name for path, count in zip(self.paths, self.counts, strict=True) for name in _ids_of(path, count)]
+        entries = zip(self.paths, self.metadata["shards"], strict=True)
+        return [name for path, entry in entries for name in _ids_of(self.folder / entry["name"], path, entry)]
 
     def fingerprint(self) -> str:
         """A digest of what the records are made of, whichever folder they lie in."""
@@ -114,10 +115,13 @@ class Records:
     def __getitem__(self, number: SupportsIndex) -> records.Utterance | records.Recording:
         return self.numbered(number.__index__())[1]
 
-    def numbered(self, first: int) -> tuple[int, records.Utterance | records.Recording]:
-        """Reads a record, or the one that stands for it, with that one's number."""
-        for offset in range(len(self)):
-            candidate = (first + offset) % len(self)
+    def numbered(
+        self, place: int, among: Sequence[int] | np.ndarray | None = None
+    ) -> tuple[int, records.Utterance | records.Recording]:
+        """Reads the record at a place `among` numbers, or the one that stands for it; with its number."""
+        count = len(self) if among is None else len(among)
+        for offset in range(count):
+            candidate = (place + offset) % count if among is None else int(among[(place + offset) % count])
             try:
                 return candidate, records.decode(self._source[candidate])
             except (UserError, ValueError, RuntimeError, OSError) as error:
@@ -272,13 +276,13 @@ def _copies(folder: storage.Place, entries: list[dict[str, Any]]) -> list[Path]:
         return list(tqdm(copies, total=len(entries), unit="shard", desc="fetching", mininterval=1, disable=total < 1e8))
 
 
-def _ids_of(path: Path, count: int) -> list[str]:
-    """The ids of a shard's records; earlier versions, and copies out of a bucket, have no note of them beside it."""
+def _ids_of(shard: storage.Place, path: Path, entry: dict[str, Any]) -> list[str]:
+    """The ids of a shard's records; earlier versions have no note of them. path: where it is on this machine."""
     try:
-        ids = storage.read_json(path.with_suffix(".json"), MOST_METADATA)["ids"]
+        ids = storage.read_json(shard.with_suffix(".json"), MOST_METADATA)["ids"]
     except (OSError, ValueError, KeyError, TypeError):
         ids = None
-    if type(ids) is list and len(ids) == count and all(type(name) is str for name in ids):
+    if type(ids) is list and len(ids) == entry["utterances"] and all(type(name) is str for name in ids):
         return ids
     logging.info("reading the ids of the records of %s", path)
     return [records.decode(record).id for record in read_shard(path)]

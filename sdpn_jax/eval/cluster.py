@@ -354,8 +354,8 @@ def cluster_file(
         "largest": int(sizes.max()),
         "smallest": int(sizes[kept].min()),
         "left_out": int(np.sum(~chosen)),
-        "silhouette": tried[number].silhouette,
-        "tried": None if clusters else {number: found.silhouette for number, found in tried.items()},
+        "silhouette": _finite(tried[number].silhouette),
+        "tried": None if clusters else {number: _finite(found.silhouette) for number, found in tried.items()},
     }
     retrievals = {number: found.retrieval for number, found in tried.items() if found.retrieval is not None}
     if retrievals:
@@ -370,7 +370,9 @@ def cluster_file(
         plots.plot_map(embeddings, labels, folder / "map.png", projection, seed, "cluster")
         plots.plot_sizes(sizes, folder / "sizes.png")
         if results["tried"]:
-            plots.plot_numbers(results["tried"], number, folder / "numbers.png", retrievals)
+            plots.plot_numbers(
+                {k: v for k, v in results["tried"].items() if v is not None}, number, folder / "numbers.png", retrievals
+            )
     return results
 
 
@@ -384,11 +386,16 @@ def summary(results: Mapping) -> str:
     names = "clusters largest smallest left_out silhouette retrieval speakers nmi adjusted_rand purity"
     lines = []
     for name in [*names.split(), "b_cubed_precision", "b_cubed_recall", "b_cubed_f"]:
-        if name in results:
+        if results.get(name) is not None:
             value = results[name]
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
             lines.append(f"{name.replace('_', ' '):<18} {shown}")
     return "\n".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can hold of a number that may mean nothing."""
+    return None if np.isnan(value) else value
 
 
 class _Tried(NamedTuple):

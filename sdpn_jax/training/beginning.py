@@ -69,24 +69,24 @@ def write_classes(workdir: str | os.PathLike, names: Sequence[str]) -> None:
     storage.write_text(storage.place(workdir) / CLASSES, "".join(f"{name}\n" for name in names))
 
 
-def classes_of(workdir: str | os.PathLike, config: Mapping[str, Any], step: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads a run's labels, and their centres [R, S, D] in its checkpoint of `step`."""
+def classes_of(workdir: str | os.PathLike, config: Mapping[str, Any], step: int) -> tuple[str, np.ndarray]:
+    """Reads the fingerprint of a run's labels, and their centres [R, S, D] in its checkpoint of `step`."""
     text = storage.read_bytes(storage.place(workdir) / CLASSES).decode("utf-8", "surrogateescape")
-    names = tuple(text.split("\n")[:-1])
+    count = text.count("\n")
+    data = [entry["data"] for entry in run.read_history(workdir) if "data" in entry]
     size, sub_centres = config["model"]["embedding_size"], config["classify"]["sub_centres"]
-    centres = jax.eval_shape(lambda: drawn_centres(len(names), sub_centres, size, jax.random.key(0)))
+    centres = jax.eval_shape(lambda: drawn_centres(count, sub_centres, size, jax.random.key(0)))
     with run.open_to_read(workdir) as checkpoints:
         parts, _ = run.restore(checkpoints, run.on_one_device({"classes": {"centres": centres}}), step)
-    return names, np.asarray(parts["classes"]["centres"])
+    return data[-1].partition(" ")[2] if data else "", np.asarray(parts["classes"]["centres"])
 
 
-def put_in(
-    state: TrainState, found: Mapping[str, Any], source: str, names: Sequence[str] = ()
-) -> tuple[TrainState, list[str]]:
+def put_in(state: TrainState, found: Mapping[str, Any], source: str, labels: str = "") -> tuple[TrainState, list[str]]:
     """Puts weights into the state of a new run where name and shape fit; returns it and the names of all others.
 
-    What does not fit stays as it was drawn. Centres of classes fit where they are of the same labels, `names`. Raises
-    UserError when nothing of the encoder fits.
+    What does not fit stays as it was drawn. Centres of classes fit where they were learnt from the same `labels`, by
+    their fingerprint: names say little, those of clusters are numbers. Raises UserError when nothing of the encoder
+    fits.
     """
     left: list[str] = []
     networks: dict[str, Any] = {
@@ -97,13 +97,14 @@ def put_in(
         raise UserError(f"init_from={source}: nothing of its encoder fits config.model: set the sizes it was made with")
     prototypes = found.get("prototypes")
     if prototypes is not None and prototypes.shape == state.prototypes.shape:
-        networks["prototypes"] = jnp.asarray(prototypes, jnp.float32)
+        networks["prototypes"] = jnp.asarray(prototypes, state.prototypes.dtype)
     else:
         left.append("prototypes")
     if state.labelled is not None:
-        labels, centres = found.get("classes", ((), np.zeros(0)))
-        if labels == tuple(names) and centres.shape == state.labelled.centres.shape:
-            networks["labelled"] = state.labelled.replace(centres=jnp.asarray(centres, jnp.float32))
+        theirs, centres = found.get("classes", ("", np.zeros(0)))
+        if theirs == labels and centres.shape == state.labelled.centres.shape:
+            put = jnp.asarray(centres, state.labelled.centres.dtype)
+            networks["labelled"] = state.labelled.replace(centres=put)
         else:
             left.append("classes")
     if left:

@@ -29,7 +29,7 @@ from sdpn_jax.training.step import (
     weighted,
 )
 
-CLASSES = 2  # folded into the seed's key; see step.drawn_prototypes
+CLASSES = 3  # folded into the seed's key; see step.drawn_prototypes (1), device.AUGMENTATION (2)
 MOST_GATE = 100.0  # the loss shown for a gate that lets every label pass
 
 
@@ -55,11 +55,15 @@ class Labelling:
 
 
 def begin(
-    state: TrainState, labelling: Labelling, utterances: int, optimizer: optax.GradientTransformation, seed: int
+    state: TrainState,
+    labelling: Labelling,
+    utterances: int,
+    size: int,
+    optimizer: optax.GradientTransformation,
+    seed: int,
 ) -> TrainState:
-    """Adds to a state at its beginning what learning from the labels of `utterances` takes."""
+    """Adds to a state what learning from the labels of `utterances` takes, whose embeddings have this size."""
     key = jax.random.fold_in(jax.random.key(seed), CLASSES)
-    size = state.student["params"]["head"]["dense_0"]["kernel"].shape[0]
     centres = margins.drawn_centres(labelling.classes, labelling.sub_centres, size, key)
     labelled = Labelled(centres, jnp.full(utterances, gate.UNKNOWN), jnp.asarray(jnp.inf, jnp.float32))
     params = {"network": state.student["params"], "prototypes": state.prototypes, "classes": centres}

@@ -71,8 +71,9 @@ def threshold(weights: Float[Array, "2"], means: Float[Array, "2"], deviations: 
 def gate_of(losses: Float[Array, " N"]) -> Float[Array, ""]:
     """Finds the log loss up to which labels are trusted, from the losses of an epoch; negative ones are not known."""
     known = losses >= 0
-    enough = known.sum() >= 4
-    return jnp.where(enough, threshold(*fit(log_loss(losses), known)), jnp.inf)
+    weights, means, deviations = fit(log_loss(losses), known)
+    both = jnp.min(weights) * known.sum() >= 1  # not a component of nobody
+    return jnp.where(both, threshold(weights, means, deviations), jnp.inf)
 
 
 UNKNOWN = np.float32(-1.0)  # the loss of an utterance that was not in a batch yet

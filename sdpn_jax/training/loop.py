@@ -71,6 +71,7 @@ def train_and_evaluate(
     mesh = sharding.make_mesh(config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     shards = open_shards(config.data_dir, skip_damaged)
+    configs.check_data(config, shards.utterances, shards.store)
     labels, numbers = to_learn(config, shards)
     configs.check_data(config, shards.utterances, shards.store, len(numbers) if labels.names else None)
     network, views = network_of(config.model), pipeline.Views(**config.views)
@@ -160,7 +161,7 @@ def begin(
         logging.info("resumed from the checkpoint of step %d in %s", first_step, checkpoints.directory)
     elif weights:
         found, origin = weights
-        state, left = beginning.put_in(state, found, config.init_from, labels.names)
+        state, left = beginning.put_in(state, found, config.init_from, labels.fingerprint())
         state = jax.device_put(state, sharding.state_sharding(mesh, state))
         origin["drawn_anew"] = left
         logging.info("begun from the weights of %s", config.init_from)

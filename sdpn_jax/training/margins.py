@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sdpn_jax.models.head import l2_normalise
-
-ROWS = 256  # of centres come at a time, so that any usual number of devices can share them
-TOP_K_GROUPS = ROWS
+from sdpn_jax.training.sharding import ROWS, padded_rows
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,8 @@ class Head:
 
 
 def drawn_centres(classes: int, sub_centres: int, size: int, key: jax.Array) -> Float[Array, "R {sub_centres} {size}"]:
-    """Draws centres of length about 1 for `classes` rounded up to R rows, a multiple of ROWS; the rest stay unused."""
-    rows = -(-classes // ROWS) * ROWS
-    return jax.random.normal(key, (rows, sub_centres, size)) / np.sqrt(size)
+    """Draws centres of length about 1, R rows of them: those beyond `classes` stay unused (see `padded_rows`)."""
+    return jax.random.normal(key, (padded_rows(classes), sub_centres, size)) / np.sqrt(size)
 
 
 def class_cosines(embedding: Float[Array, "N D"], centres: Float[Array, "R S D"], classes: int) -> Float[Array, "N R"]:
@@ -89,9 +86,9 @@ def logits(
 def _kth_largest(values: Float[Array, "N R"], k: int) -> Float[Array, "N 1"]:
     """The k-th largest of each row, found in groups of columns first, so that split columns stay where they are."""
     columns = values.shape[-1]
-    groups = jax.lax.stop_gradient(values).reshape(len(values), TOP_K_GROUPS, columns // TOP_K_GROUPS)
+    groups = jax.lax.stop_gradient(values).reshape(len(values), ROWS, columns // ROWS)
     best = jax.lax.top_k(groups, min(k, groups.shape[-1]))[0].reshape(len(values), -1)
-    return jax.lax.top_k(best, k)[0][:, -1:]
+    return jax.lax.top_k(best, min(k, best.shape[-1]))[0][:, -1:]
 
 
 def cross_entropy(logits: Float[Array, "N R"], labels: Int[Array, " N"]) -> Float[Array, " N"]:

@@ -16,19 +16,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sdpn_jax.eval.kmeans import kmeans, rivals
 from sdpn_jax.models.head import l2_normalise
+from sdpn_jax.training.sharding import padded_rows
 from sdpn_jax.training.step import Metrics, Positives, TrainState
 
-PARTNERS = 4  # folded into the seed's key; see classify.CLASSES, device.AUGMENTATION
-ROWS = 256  # what is kept comes in multiples of so many rows, which any usual number of devices can share
+PARTNERS = 4  # folded into the seed's key; see classify.CLASSES
 UNKNOWN = -1  # the cluster of an utterance that was in no batch yet
 
 Exchange = Callable[..., tuple[Array, Positives, Metrics]]
 
 
-def begin(state: TrainState, utterances: int, clusters: int) -> TrainState:
-    """Adds to a state at its beginning what is kept of all utterances: nothing yet, and no clusters."""
-    rows = -(-utterances // ROWS) * ROWS
-    size = state.student["params"]["head"]["dense_0"]["kernel"].shape[0]
+def begin(state: TrainState, utterances: int, size: int, clusters: int) -> TrainState:
+    """Adds to a state what is kept of all utterances, whose embeddings have this size: nothing yet, and no clusters."""
+    rows = padded_rows(utterances)
     none = lambda *shape: jnp.zeros(shape, jnp.float16)  # noqa: E731
     return state.replace(
         positives=Positives(
@@ -84,8 +83,9 @@ def make_exchange(share: float, seed: int, replicate: Callable[[Array], Array] =
         )
         metrics = {"exchanged": jnp.mean(used.astype(projection.dtype))}
         if "truth" in known:
-            same = used & (known["truth"][partner] == known["truth"][number])
-            metrics["exchanged_right"] = jnp.sum(same) / jnp.maximum(used.sum(), 1)
+            theirs, ours = known["truth"][partner], known["truth"][number]
+            told = used & (theirs >= 0) & (ours >= 0)
+            metrics["exchanged_right"] = jnp.sum(told & (theirs == ours)) / jnp.maximum(told.sum(), 1)
         return exchanged, now, metrics
 
     return exchange

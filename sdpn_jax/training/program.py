@@ -81,9 +81,9 @@ def program_of(
     def init() -> TrainState:
         state = init_state(network, config.num_prototypes, optimizer, config.seed)
         if labels and labelling:
-            state = classify.begin(state, labelling, len(labels.of), optimizer, config.seed)
+            state = classify.begin(state, labelling, len(labels.of), network.embedding_size, optimizer, config.seed)
         if labels and with_positives:
-            state = positives.begin(state, len(labels.of), config.ssps.clusters)
+            state = positives.begin(state, len(labels.of), network.embedding_size, config.ssps.clusters)
         return state
 
     if labelling:
@@ -103,7 +103,8 @@ def program_of(
         return state.replace(positives=jax.device_put(now, of_state.positives))
 
     state = jax.eval_shape(init)
-    check_patterns(config.freeze, {"network": state.student["params"], "prototypes": state.prototypes})
+    params = {"network": state.student["params"], "prototypes": state.prototypes}
+    check_patterns(config.freeze, params | ({"classes": state.labelled.centres} if state.labelled else {}))
     known = labels.arrays() if labels else {}
     shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views, known)[1].items()}
     of_state = sharding.state_sharding(mesh, state)
@@ -143,6 +144,9 @@ def optimizer_of(config: Config, learning_rate: optax.Schedule, freeze: Sequence
 def labelling_of(config: Config, labels: Labels, num_steps: int, steps_per_epoch: int) -> classify.Labelling:
     """What a config makes of labels, in steps."""
     c = config.classify
+    for name in ("gate_epoch", "correct_epoch"):
+        if c[name] > num_steps / steps_per_epoch:
+            logging.warning("classify.%s=%d never comes: the run has %d steps", name, c[name], num_steps)
     of_epoch = lambda epoch: (epoch - 1) * steps_per_epoch if epoch else -1  # noqa: E731
     return classify.Labelling(
         classes=len(labels.names),

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdpn_jax.errors import UserError
 
 ROWS_APART = {"centres", "classes", "embeddings", "projections"}  # of classes, in state and optimizer; and kept ones
+ROWS = 256
 LARGE = 2**16  # elements from which on an array of the state is split over `fsdp`
 
 
@@ -53,6 +54,11 @@ def state_sharding(mesh: Mesh, state):
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
 
     return jax.tree_util.tree_map_with_path(of, state)
+
+
+def padded_rows(count: int) -> int:
+    """Rounds a number of rows up to one that any usual number of devices divides."""
+    return -(-count // ROWS) * ROWS
 
 
 def _dividing(length: int, mesh: Mesh) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from sdpn_jax.config import Config
 from sdpn_jax.data.shards import open_shards
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import cluster
-from sdpn_jax.speaker import corpus, embedder
+from sdpn_jax.speaker import corpus
 from sdpn_jax.training import loop, sharding
 from sdpn_jax.training.logs import METRICS, read_rows
 from sdpn_jax.weights import run
@@ -32,6 +32,7 @@ SHARED = (
     "true_labels",
 )  # fmt: skip
 RESULTS, LABELS, JUDGED_BY = "stages.json", "pseudo_labels.txt", "crop_eer_percent"
+QUICKLY_LINKED = 100_000  # utterances, whose average linkage takes minutes
 OF_CLUSTERS = ("clusters", "left_out", "nmi", "purity", "b_cubed_f")
 
 
@@ -45,9 +46,11 @@ class Stages:
     minutes: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
+        """Begins with the minutes that earlier starts of the command spent."""
         try:
-            self.minutes = dict(storage.read_json(self.workdir / RESULTS)["minutes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            minutes = storage.read_json(self.workdir / RESULTS)["minutes"]
+            self.minutes = {str(name): float(value) for name, value in minutes.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.minutes = {}
 
     @property
@@ -66,21 +69,34 @@ class Stages:
             self.write()
 
     def write(self) -> None:
-        """Writes stages.json."""
+        """Writes stages.json: the stages that this start of the command has reached, the minutes of all."""
         if jax.process_index() == 0:
             best = self.best if self.results else ""
             told = {"best": best, "stages": self.results, "minutes": self.minutes}
             storage.write_text(storage.make_folder(self.workdir) / RESULTS, json.dumps(told, indent=2) + "\n")
 
 
-def check(config: Config) -> None:
-    """Checks what only stages need; raises UserError."""
+def check(config: Config, stages: "Stages") -> None:
+    """Checks all stages before the first one, which may take days; raises UserError."""
+    configs.check(config)
     if not config.held_out:
         raise UserError("held_out=0: stages are compared by crops of held-out utterances, set --config.held_out=100")
     if not config.stages.classify:
         raise UserError("stages.classify is empty: name the config of the second stage, such as own_classify")
     if config.task != "sdpn":
         raise UserError(f"task={config.task!r}: the first stage is SDPN, without labels")
+    shards, mesh = open_shards(config.data_dir), sharding.make_mesh(config.mesh.fsdp)
+    if config.true_labels:
+        cluster.read_speakers(config.true_labels, shards.ids)
+    for name in ("classify", "large_margin"):
+        if not config.stages[name]:
+            continue
+        settings = stage_config(stages, name)
+        if settings.task != "classify":
+            raise UserError(f"stages.{name}={config.stages[name]} has task={settings.task!r}: it must be classify")
+        configs.check(settings)
+        configs.check_data(settings, shards.utterances, shards.store)
+        sharding.check_batch_size(settings.batch_size, settings.microbatches, mesh)
 
 
 def train_in_stages(config: Config, workdir: str | os.PathLike) -> Stages:
@@ -89,11 +105,8 @@ def train_in_stages(config: Config, workdir: str | os.PathLike) -> Stages:
     Raises what loop.train_and_evaluate does, and UserError for a config whose
     stages cannot be compared.
     """
-    check(config)
     stages = Stages(config, storage.place(workdir))
-    for name in ("classify", "large_margin"):
-        if config.stages[name]:
-            configs.check(stage_config(stages, name))  # now, not after days
+    check(config, stages)
 
     train(stages, "1-sdpn", config.copy_and_resolve_references())
     for number in range(2, config.stages.rounds + 2):
@@ -149,47 +162,60 @@ def clusters_of(stages: Stages, begin: str, name: str) -> tuple[str, dict[str, A
     All processes embed their share, into a folder that all see, and the first one clusters.
     """
     config, folder = stages.config, stages.workdir / name
-    embeddings = stages.workdir / f"{begin}.npz"
-    network, variables, step = run.read_network(stages.workdir / begin)
-    model = embedder.fingerprint(network, variables)
-    made_of = {"model": model, "data": open_shards(config.data_dir).fingerprint()}
-    first, alone = jax.process_index() == 0, jax.process_count() == 1
+    embeddings, shards = stages.workdir / f"{begin}.npz", open_shards(config.data_dir)
+    embed, digest, front_end = corpus.embedding_function(stages.workdir / begin)
+    made_of = {"model": digest, "data": shards.fingerprint()}
+    settings = {key: config.stages[key] for key in ("method", "clusters", "centroids", "smallest")}
 
-    def embed(index: int = 0, count: int = 1) -> None:
-        corpus.embed_corpus([config.data_dir], embeddings, stages.workdir / begin, step=step, task_index=index,
-                            task_count=count)  # fmt: skip
+    def embed_share(index: int, count: int) -> None:
+        corpus.embed_with(embed, digest, front_end, [config.data_dir], embeddings, task_index=index, task_count=count)
 
-    def embed_together() -> None:
-        if not alone:
-            embed(jax.process_index(), jax.process_count())
+    def embed_all() -> None:
+        if jax.process_count() > 1:
+            embed_share(jax.process_index(), jax.process_count())
             sharding.all_agree(True)
-        if first:
-            embed()
+        if jax.process_index() == 0:  # finds what the others have done, and joins it
+            embed_share(0, 1)
 
     def find_clusters() -> None:
-        if first:
+        if jax.process_index() == 0:
+            method = settings["method"] or default_method(shards.utterances)
             cluster.cluster_file(
-                embeddings, folder, config.stages.clusters or None, config.stages.method,
-                centroids=config.stages.centroids or None, smallest=config.stages.smallest,
-                speakers_path=config.true_labels or None, seed=config.seed,
+                embeddings, folder, settings["clusters"] or None, method, config.true_labels or None, seed=config.seed,
+                centroids=settings["centroids"] or None, smallest=settings["smallest"],
             )  # fmt: skip
 
-    settings = {key: config.stages[key] for key in ("method", "clusters", "centroids", "smallest")}
     with stages.clock(name):
-        unless_made(embeddings, made_of, embed_together)
-        unless_made(folder / "clusters.json", {**made_of, **settings, "seed": config.seed}, find_clusters)
+        unless_made(embeddings, made_of, embed_all)
+        learnt = run.steps_of(stages.workdir / name.replace("clusters", "classify"))
+        unless_made(folder / "clusters.json", {**made_of, **settings, "seed": config.seed}, find_clusters, bool(learnt))
     return str(folder / LABELS), storage.read_json(folder / "clusters.json")
 
 
-def unless_made(path: storage.Place, made_of: Mapping[str, Any], make: Callable[[], None]) -> None:
-    """Calls `make`, which writes `path`, unless a note says that it was made of the same; all processes ask."""
+def default_method(utterances: int) -> str:
+    """Chooses average linkage, whose small pure clusters teach most; of utterances themselves while that is quick."""
+    return "agglomerative" if utterances <= QUICKLY_LINKED else "kmeans+agglomerative"
+
+
+def unless_made(path: storage.Place, made_of: Mapping[str, Any], make: Callable[[], None], used: bool = False) -> None:
+    """Calls `make`, which writes `path`, unless a note says that it was made of the same; all processes ask.
+
+    used: something was learnt from it, so that it must not become another; UserError if it would.
+    """
     note = path.with_name(f"{path.name}.made_of.json")
     try:
-        made = storage.exists(path) and storage.read_json(note) == made_of
+        before = storage.read_json(note) if storage.exists(path) else None
     except (OSError, ValueError):
-        made = False
-    if sharding.all_agree(made):
+        before = None
+    if used and before is not None and before != made_of:
+        raise UserError(
+            f"{path.parent} was made of other settings, data or weights, and a run has learnt from it: choose another "
+            "--workdir, or delete that run and those after it"
+        )
+    if sharding.all_agree(before == made_of):
         return
+    if jax.process_index() == 0:
+        storage.remove(note)
     make()
     if jax.process_index() == 0:
         storage.write_text(note, json.dumps(made_of) + "\n")

@@ -46,7 +46,10 @@ def facts(config: dict, history: list[dict], which: str, step: int, results: dic
         if missing := [name for name in ("batch_size", "data_dir") if name not in config]:
             raise UserError(f"the {run.CONFIG} of this run has no {missing[0]}: put back the one it was started with")
         about["weights"] += f" of batches of {config['batch_size']}"
-        about["trained on"] = source_of(config["data_dir"])
+        labels = (
+            f"labels of {config.get('labels') or 'the shards'}" if config.get("task") == "classify" else "no labels"
+        )
+        about["trained on"] = f"{source_of(config['data_dir'])}, {_line(labels)}"
         if origins := [entry["origin"] for entry in history if "origin" in entry]:
             about["begun from"] = described(origins[0])
     return about | (_measured(results) if results else {})
@@ -82,7 +85,7 @@ def source_of(data_dir: str) -> str:
         data = read_metadata(data_dir)
     except UserError:
         return f"shards in {data_dir}, which are gone"
-    return f"{data['source']}: {data['utterances']:,} utterances, {data['hours']:.1f} hours, no labels"
+    return f"{data['source']}: {data['utterances']:,} utterances, {data['hours']:.1f} hours"
 
 
 def export_model(

@@ -154,12 +154,10 @@ def test_crop_retrieval():
     assert metrics.crop_retrieval(crops[:4], [0, 0, 1, 1]) == {"crop_retrieval_percent": 100, "crop_eer_percent": 0}
 
 
-@pytest.mark.parametrize("at_once", [1, 50, 10**6])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_crop_retrieval_in_blocks_is_that_of_all_pairs(monkeypatch, at_once, tied, seed):
+def test_crop_retrieval_is_that_of_all_pairs(tied, seed):
     """Against a loop over all pairs; crops along axes have cosines of -1, 0 and 1 alone."""
-    monkeypatch.setattr(metrics, "COSINES_AT_ONCE", at_once)
     rng = np.random.default_rng(seed)
     utterances = np.repeat(np.arange(10), 4)
     crops = np.eye(4)[rng.integers(4, size=40)] * rng.choice([-1, 1], (40, 1)) if tied else rng.normal(size=(40, 3))

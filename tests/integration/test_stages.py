@@ -81,6 +81,7 @@ def test_stages_go_on_at_every_arrow(workplace):
     """Without the last checkpoint of the second stage, its clusters' note and its results, they come out the same."""
     again = workplace / "again"
     shutil.copytree(workplace / "whole", again)
+    labels = (again / "2-clusters" / "pseudo_labels.txt").read_bytes()
     before, embedded = results_of(again), (again / "1-sdpn.npz").stat().st_mtime_ns
     (again / "2-clusters" / "clusters.json.made_of.json").unlink()
     (again / "stages.json").unlink()
@@ -91,6 +92,8 @@ def test_stages_go_on_at_every_arrow(workplace):
     assert (again / "1-sdpn.npz").stat().st_mtime_ns == embedded, "they are there, of the same model"
     assert results_of(again)["stages"] == before["stages"]
     assert f"--model={again / before['best']}" in said.stdout
+    assert "choose another --workdir" in refused("stages", *arguments, "--config.stages.clusters=3")
+    assert (again / "2-clusters" / "pseudo_labels.txt").read_bytes() == labels, "a run has learnt from them"
 
 
 @pytest.mark.slow
@@ -99,6 +102,10 @@ def test_stages_that_cannot_be_compared(workplace):
     assert "held_out=0: stages are compared" in refused("stages", *arguments, "--config.held_out=0")
     assert "stages.classify is empty" in refused("stages", *arguments, "--config.stages.classify=")
     assert "no such file" in refused("stages", *arguments, "--config.stages.large_margin=nothing")
+    assert "it must be classify" in refused("stages", *arguments, f"--config.stages.classify={workplace / 'config.py'}")
+    assert "must be more" in refused("stages", *arguments, "--config.stages.centroids=3")
+    (workplace / "few.txt").write_text("s0/0.wav s0\ns0/1.wav s0\n")
+    assert "is unclear" in refused("stages", *arguments, f"--config.true_labels={workplace / 'few.txt'}")
     assert not (workplace / "none" / "1-sdpn").exists()
 
 

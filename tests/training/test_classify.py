@@ -51,7 +51,7 @@ def state_of(labelling, step=0):
         offset=jnp.zeros(PROTOTYPES),
         opt_state=(),
     )
-    return classify.begin(state, labelling, N, optimizer(labelling), 0)
+    return classify.begin(state, labelling, N, SMALL.embedding_size, optimizer(labelling), 0)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,9 @@ def test_the_middle_of_two_equal_halves():
     assert float(gate.threshold(*gate.fit(values, jnp.ones(6, bool)))) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("losses", [[], [gate.UNKNOWN] * 9, [0.5, 0.5, 0.5], [0.7] * 20, [0.0] * 20])
+@pytest.mark.parametrize(
+    "losses", [[], [gate.UNKNOWN] * 9, [0.5, 0.5, 0.5], [0.7] * 20, [1.65] * 20, [3.0] * 20, [0.0] * 20]
+)
 def test_where_nothing_tells_them_apart_all_labels_pass(losses):
     padded = np.append(losses, gate.UNKNOWN).astype(np.float32)
     found = float(gate.gate_of(jnp.asarray(padded)))

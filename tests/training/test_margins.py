@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sdpn_jax.training import margins
+from sdpn_jax.training import margins, sharding
 
 N, C, S, D = 7, 11, 2, 5
 HEADS = {
@@ -25,7 +25,7 @@ HEADS = {
 
 def drawn(seed=0, sub_centres=S):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(margins.ROWS, sub_centres, D))
+    centres = rng.normal(size=(sharding.ROWS, sub_centres, D))
     embedding = rng.normal(size=(N, D))
     labels = rng.integers(C, size=N)
     embedding[0] = -3 * centres[labels[0], 0]  # theta + m beyond pi
@@ -96,7 +96,7 @@ def test_gradients_are_the_differences(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_gradients_are_finite_where_the_angle_is_0_or_pi(name):
-    centres = np.zeros((margins.ROWS, 1, 2), np.float32)
+    centres = np.zeros((sharding.ROWS, 1, 2), np.float32)
     centres[:2, 0] = [[1, 0], [-1, 0]]
     function = lambda x: losses_of(x, jnp.asarray(centres), jnp.array([0, 1]), HEADS[name], 1.0).sum()  # noqa: E731
     for embedding in ([[2.0, 0.0], [3.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]):
@@ -138,8 +138,8 @@ def compare_split_with_whole():
             jax.jit(function)(*arrays),
         )
         text = shared.lower(*placed).compile().as_text()
-        assert f"f64[{margins.ROWS // 8},{S},{D}]" in text
-        assert f"f64[{margins.ROWS},{S},{D}]" not in text  # nowhere are all centres on one device
+        assert f"f64[{sharding.ROWS // 8},{S},{D}]" in text
+        assert f"f64[{sharding.ROWS},{S},{D}]" not in text  # nowhere are all centres on one device
 
 
 def test_classes_come_in_rows_that_devices_can_share():
@@ -148,7 +148,7 @@ def test_classes_come_in_rows_that_devices_can_share():
 
 
 def test_the_nearest_class_is_found_among_the_classes_alone():
-    centres = np.zeros((margins.ROWS, 1, 2), np.float32)
+    centres = np.zeros((sharding.ROWS, 1, 2), np.float32)
     centres[:3, 0] = [[1, 0], [0, 1], [1, 1]]
     centres[3:, 0] = [-1, 0]  # unused, and nearest to the last view
     cosines = margins.class_cosines(jnp.array([[2.0, 1.9], [1.0, 0.0], [-1.0, 0.0]]), jnp.asarray(centres), 3)

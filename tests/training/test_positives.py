@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdpn_jax.training import positives
+from sdpn_jax.training import positives, sharding
 from sdpn_jax.training.step import Positives, TrainState
 
 # Three clusters on a circle: 0 and 1 are neighbours, 2 is nearer to 1 than to 0.
@@ -18,10 +18,10 @@ EMBEDDINGS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
 @pytest.fixture(scope="module")
 def kept():
     """The nine embeddings on the circle, in every second of 18 rows, and rows of nothing."""
-    rows = np.zeros((positives.ROWS, 2), np.float32)
+    rows = np.zeros((sharding.ROWS, 2), np.float32)
     rows[0:18:2] = EMBEDDINGS
     cluster, order, first, nearest = positives.groups(rows, 3, seed=0)
-    projections = np.arange(positives.ROWS, dtype=np.float32)[:, None] * np.ones(4, np.float32)
+    projections = np.arange(sharding.ROWS, dtype=np.float32)[:, None] * np.ones(4, np.float32)
     return Positives(*map(jnp.asarray, (rows, projections, cluster, order, first, nearest)))
 
 
@@ -62,7 +62,7 @@ def test_a_batch_is_kept_and_some_of_it_exchanged(kept):
     embedding = jnp.asarray(rng.normal(size=(3, 2, 2)), jnp.float32)
     projection = jnp.asarray(rng.normal(size=(3, 2, 4)), jnp.float32)
     state = TrainState(jnp.asarray(7), {}, {}, jnp.zeros((5, 4)), jnp.zeros(5), (), positives=kept)
-    truth = np.zeros(positives.ROWS, np.int32)
+    truth = np.zeros(sharding.ROWS, np.int32)
     truth[[6, 8]] = 1  # the neighbours of 0, which has another speaker, and of 10, which has the same
     truth[10] = 1
     exchange = positives.make_exchange(1.0, seed=3)
@@ -78,12 +78,12 @@ def test_a_batch_is_kept_and_some_of_it_exchanged(kept):
     unit = embedding[:, 0] / np.linalg.norm(embedding[:, 0], axis=1, keepdims=True)
     np.testing.assert_allclose(now.embeddings[number], unit, atol=1e-3)
     np.testing.assert_allclose(now.projections[number], projection[:, 0], atol=2e-3)
-    untouched = np.setdiff1d(np.arange(positives.ROWS), number)
+    untouched = np.setdiff1d(np.arange(sharding.ROWS), number)
     np.testing.assert_array_equal(now.projections[untouched], kept.projections[untouched])
 
 
 def test_too_few_are_no_groups():
-    cluster, _, first, _ = positives.groups(np.zeros((positives.ROWS, 2), np.float32), 4, 0)
+    cluster, _, first, _ = positives.groups(np.zeros((sharding.ROWS, 2), np.float32), 4, 0)
     assert (cluster == positives.UNKNOWN).all() and (first == 0).all()
 
 
