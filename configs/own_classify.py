@@ -12,13 +12,15 @@ from sdpn_jax.data.shards import is_shards, read_metadata
 
 
 def get_config() -> ConfigDict:
-    """own.py's encoder and data, one view of 2 s, AAM-softmax; for 2,000 utterances."""
+    """own.py's encoder and data, one view of 2 s, AAM-softmax that spares near classes; for 2,000 utterances."""
     config = load("own")
     config.task = "classify"
     config.workdir = "runs/own_classify"
     config.learning_rate = 0.4
     config.views.global_count = 0
     config.views.local_count = 1
+    config.classify.top_k = 4  # clusters of one speaker, which must not be pushed apart (docs/stages.md)
+    config.classify.top_k_margin = -0.3
     choose(config, 2000)
     return config
 

@@ -165,8 +165,11 @@ FIELDS: dict[str, Field] = {
         0.4, "share of the run after which it is whole", at_least=0.0, at_most=1.0, change=SCHEDULE
     ),
     "classify.sub_centres": Field(1, "of a class, of which the nearest counts", at_least=1),
-    "classify.top_k": Field(0, "nearest wrong classes that gain a margin (inter-top-k)", at_least=0),
-    "classify.top_k_margin": Field(0.06, "that they gain, in radians with aam", at_least=0.0, at_most=1.0),
+    "classify.top_k": Field(0, "nearest wrong classes of a view that gain a margin (inter-top-k)", at_least=0),
+    "classify.top_k_margin": Field(
+        0.06, "that they gain, in radians with aam; negative: they are spared, as clusters that may be of one speaker",
+        at_least=-1.5, at_most=1.5,
+    ),
     "classify.gate_epoch": Field(
         0, "epoch, counted from 1, from which labels are distrusted where their loss is that of wrong ones; 0: never",
         at_least=0, change=SCHEDULE,

@@ -70,7 +70,7 @@ def logits(
     """Computes the logits with margins; `share` of them, from 0 to 1, is in force. Unused rows are -inf.
 
     The label's cosine is lowered by the margin; those of the `top_k` nearest other classes are raised by
-    `top_k_margin`, to cos(theta - m) for "aam".
+    `top_k_margin`, to cos(theta - m) for "aam"; by a negative one they are lowered, and pushed away less.
     """
     rows = jnp.arange(cosines.shape[-1])
     is_label = rows == labels[:, None]

@@ -19,6 +19,7 @@ HEADS = {
     "aam, large margin": margins.Head("aam", 16.0, 1.2),
     "am": margins.Head("am", 30.0, 0.35),
     "aam, top k": margins.Head("aam", 30.0, 0.2, 3, 0.06),
+    "aam, nearest spared": margins.Head("aam", 30.0, 0.2, 4, -0.3),
     "am, top k": margins.Head("am", 20.0, 0.2, 2, 0.1),
 }
 
