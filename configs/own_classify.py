@@ -1,6 +1,8 @@
 """The second stage on your own recordings: classification by labels, for one to a hundred hours.
 
-sdpn train --config=own_classify --config.labels=FILE --config.init_from=runs/own
+    sdpn train --config=own_classify --config.labels=FILE --config.init_from=runs/own
+
+With true labels add --config.classify.top_k=0: no two classes are of one speaker then.
 """
 
 import math
