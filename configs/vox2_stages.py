@@ -1,6 +1,8 @@
-"""SDPN on VoxCeleb2-dev, then two rounds of clusters and classification, then large-margin fine-tuning; no labels.
+"""SDPN on VoxCeleb2-dev, then rounds of clusters and classification, then large-margin fine-tuning; no labels.
 
-sdpn stages --config=vox2_stages
+    sdpn stages --config=vox2_stages
+
+k-means to 50,000 centroids, average linkage from there to 7,500 clusters, more than the 5,994 speakers.
 """
 
 from ml_collections import ConfigDict
