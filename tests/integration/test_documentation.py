@@ -35,7 +35,7 @@ SHORT = (
 MORE = {
     "train": SHORT,
     "python -m sdpn_jax.main": SHORT,
-    "stages": f"{SHORT} --config.stages.clusters=4 --config.stages.rounds=1",
+    "stages": f"{SHORT} --config.stages.clusters=4 --config.stages.rounds=1 --config.held_out_frames=40",
     "demo": SHORT,
     "prepare": "--workers=1 --augmentations=1",
     "cluster": "--clusters=4",
