@@ -257,15 +257,18 @@ def embed_corpus(
     `skipped_path(output)`. Of several tasks each only leaves its parts behind and returns None. Raises UserError when
     no utterance is left.
     """
+    if not 0 <= task_index < task_count:
+        raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
+    parts = plan(sources)  # before a model is loaded
     made = embedding_function(model, which, step)
-    return embed_with(*made, sources, output, crops, crop_seconds, task_index, task_count, reading)
+    return embed_parts(*made, parts, output, crops, crop_seconds, task_index, task_count, reading)
 
 
-def embed_with(
+def embed_parts(
     embed: Embed,
     digest: str,
     front_end: str,
-    sources: Sequence[str | os.PathLike],
+    parts: Sequence[Part],
     output: str | os.PathLike,
     crops: int = 0,
     crop_seconds: float = 4.0,
@@ -273,10 +276,7 @@ def embed_with(
     task_count: int = 1,
     reading: audio.Reading = audio.DEFAULT,
 ) -> Written | None:
-    """Does what `embed_corpus` does with what `embedding_function` has returned before."""
-    if not 0 <= task_index < task_count:
-        raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
-    parts = plan(sources)
+    """Does what `embed_corpus` does with what `embedding_function` and `plan` have returned before."""
     if crops:
         frames = round(crop_seconds * FRAMES_PER_SECOND)
         embed = partial(embedder.embed_crops, embed, count=crops, frames=frames)

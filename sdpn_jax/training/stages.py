@@ -168,7 +168,8 @@ def clusters_of(stages: Stages, begin: str, name: str) -> tuple[str, dict[str, A
     settings = {key: config.stages[key] for key in ("method", "clusters", "centroids", "smallest")}
 
     def embed_share(index: int, count: int) -> None:
-        corpus.embed_with(embed, digest, front_end, [config.data_dir], embeddings, task_index=index, task_count=count)
+        parts = corpus.plan([config.data_dir])
+        corpus.embed_parts(embed, digest, front_end, parts, embeddings, task_index=index, task_count=count)
 
     def embed_all() -> None:
         if jax.process_count() > 1:
