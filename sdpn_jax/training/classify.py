@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from sdpn_jax.models.network import Network
-from sdpn_jax.training import gate, losses, margins, optim
+from sdpn_jax.training import gate, margins, optim
 from sdpn_jax.training.health import spread
 from sdpn_jax.training.step import (
     Batch,
@@ -25,6 +25,7 @@ from sdpn_jax.training.step import (
     forward,
     loss_terms,
     movement,
+    predicted,
     teacher_targets,
     weighted,
 )
@@ -118,10 +119,7 @@ def make_classify_step(
         right = margins.found(cosines, jnp.repeat(labels, views)).reshape(-1, views).mean(1)
         terms = {"classification": loss}
         if with_sdpn:
-            log_p = losses.student_log_probability(
-                losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
-            )
-            terms |= loss_terms(log_p, targets, embedding, objective)
+            terms |= loss_terms(predicted(projection, params["prototypes"], objective), targets, embedding, objective)
             loss = loss + labelling.sdpn_weight * weighted(terms, objective)
         return loss, (terms, embedding, batch_stats, given, trusted, corrected, chosen, right)
 
@@ -132,7 +130,7 @@ def make_classify_step(
         if labelling.correct_from < 0:
             return labels, jnp.zeros_like(trusted)
 
-        def predicted() -> tuple[Array, Array]:
+        def found_by_teacher() -> tuple[Array, Array]:
             clean: Any = network.apply(state.teacher, batch["global"][:, 0], method="embed")
             cosines = margins.class_cosines(replicate(clean), labelled.centres, classes)
             used = jnp.arange(cosines.shape[-1]) < classes
@@ -140,9 +138,9 @@ def make_classify_step(
             return jnp.argmax(p, -1).astype(labels.dtype), p.max(-1)
 
         nothing = lambda: (labels, jnp.zeros(labels.shape, labelled.centres.dtype))  # noqa: E731
-        best, confidence = jax.lax.cond(state.step >= labelling.correct_from, predicted, nothing)
+        best, confidence = jax.lax.cond(state.step >= labelling.correct_from, found_by_teacher, nothing)
         corrected = (labels >= 0) & ~trusted & (confidence > labelling.correct_above)
-        return jnp.where(corrected, best, labels), jax.lax.stop_gradient(corrected)
+        return jnp.where(corrected, best, labels), corrected
 
     def regated(state: TrainState) -> Labelled:
         """What the state knows of labels, with the gate of its epoch, found anew when one begins."""

@@ -76,7 +76,7 @@ class Stages:
             storage.write_text(storage.make_folder(self.workdir) / RESULTS, json.dumps(told, indent=2) + "\n")
 
 
-def check(config: Config, stages: "Stages") -> None:
+def check(config: Config, stages: Stages) -> None:
     """Checks all stages before the first one, which may take days; raises UserError."""
     configs.check(config)
     if not config.held_out:
@@ -102,8 +102,7 @@ def check(config: Config, stages: "Stages") -> None:
 def train_in_stages(config: Config, workdir: str | os.PathLike) -> Stages:
     """Runs SDPN, then rounds of clusters and classification while held-out crops gain, then fine-tuning.
 
-    Raises what loop.train_and_evaluate does, and UserError for a config whose
-    stages cannot be compared.
+    Raises what loop.train_and_evaluate does, and UserError for a config whose stages cannot be compared.
     """
     stages = Stages(config, storage.place(workdir))
     check(config, stages)

@@ -142,6 +142,14 @@ def teacher_targets(
     return targets.reshape(cosines.shape), offset
 
 
+def predicted(
+    projection: Float[Array, "B V P"], prototypes: Float[Array, "K P"], objective: Objective
+) -> Float[Array, "B V K"]:
+    """Computes the log probabilities that the student gives the prototypes for its views."""
+    cosines = losses.cosine_logits(projection, prototypes)
+    return losses.student_log_probability(cosines, objective.student_temperature)
+
+
 def loss_terms(
     log_probability: Float[Array, "B V K"],
     targets: Float[Array, "B G K"],
@@ -200,9 +208,7 @@ def make_train_step(
         params = optim.hold(params, freeze)
         variables = {"params": params["network"], "batch_stats": state.student["batch_stats"]}
         embedding, projection, batch_stats = forward(network, variables, local_views, microbatches)
-        log_p = losses.student_log_probability(
-            losses.cosine_logits(projection, params["prototypes"]), objective.student_temperature
-        )
+        log_p = predicted(projection, params["prototypes"], objective)
         terms = loss_terms(log_p, targets, embedding, objective)
         return weighted(terms, objective), (terms, embedding, log_p, batch_stats)
 
