@@ -43,11 +43,12 @@ def main(_) -> None:
         shards, config.batch_size, config.seed, views, numbers=np.arange(shards.utterances - config.held_out)
     )
 
-    def on_devices(batch):
-        return jax.device_put(batch, split)
-
     started = time.perf_counter()
     ours = Ours(config)
+
+    def on_devices(batch):
+        return jax.device_put({name: batch[name] for name in ours.batch}, split)
+
     ahead = map(on_devices, pipeline.batches(shares, 0, config.workers))
     ways = {
         "step alone": itertools.repeat(ours.batch),
