@@ -24,6 +24,7 @@ def inspect(
     from sdpn_jax import storage
     from sdpn_jax.data import survey
     from sdpn_jax.data.shards import open_shards
+    from sdpn_jax.training.loop import to_learn
 
     folder = storage.place(input)
     found = survey.survey(folder, records)
@@ -35,8 +36,10 @@ def inspect(
     wrote = ["lengths.png", "utterances.png"]
     if config:
         chosen = configs.load(config, overrides or ())
+        shards = open_shards(folder)
+        _, numbers = to_learn(chosen, shards)
         wrote.append(f"views-{step}.png")
-        survey.plot_views(survey.views_of_batch(open_shards(folder), chosen, step), pictures / wrote[-1])
+        survey.plot_views(survey.views_of_batch(shards, chosen, step, numbers), pictures / wrote[-1])
     print(f"{survey.report(found)}\nwritten: {', '.join(wrote)} in {pictures}")
     if found.problems:
         listed = "\n  ".join(found.problems[:20])

@@ -20,6 +20,9 @@ Model = Annotated[
 PRETRAINED = str(sdpn_jax.PRETRAINED)  # the default of Model
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
 Channel = Annotated[str, typer.Option(help="Of recordings of several: mean, or the number of one, from 1.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip_damaged", help="Put the next whole record in the place of a damaged one.")
+]
 MaxSeconds = Annotated[float, typer.Option("--max_seconds", help="Longer recordings are skipped.", min=1.0)]
 MAX_SECONDS = 4 * 3600.0
 Config = Annotated[

@@ -13,6 +13,7 @@ from sdpn_jax.cli.options import (
     Overrides,
     ProcessCount,
     ProcessIndex,
+    SkipDamaged,
 )
 from sdpn_jax.cli.train import join, together
 from sdpn_jax.errors import returns_exit_code
@@ -30,6 +31,7 @@ def stages(
     process_index: ProcessIndex = None,
     local_devices: LocalDevices = None,
     alone: Alone = False,
+    skip_damaged: SkipDamaged = False,
     overrides: Overrides = None,
 ) -> int:
     """Train SDPN and the stages after it, without labels: clusters, classification, fine-tuning.
@@ -45,7 +47,7 @@ def stages(
         settings = configs.load(config, overrides or ())
         from sdpn_jax.training import stages as training
 
-        done = training.train_in_stages(settings, workdir or settings.workdir)
+        done = training.train_in_stages(settings, workdir or settings.workdir, skip_damaged)
         print(training.table(done.results, done.minutes))
         print(
             f"\nwritten: {done.workdir / training.RESULTS}; best by held-out crops: --model={done.workdir / done.best}"

@@ -16,6 +16,7 @@ from sdpn_jax.cli.options import (
     Overrides,
     ProcessCount,
     ProcessIndex,
+    SkipDamaged,
 )
 from sdpn_jax.errors import Terminated, UserError, returns_exit_code
 
@@ -48,9 +49,7 @@ def train(
     extend: Annotated[
         bool, Option("--extend", help="Go on from the newest checkpoint with the schedule of this config.")
     ] = False,
-    skip_damaged: Annotated[
-        bool, Option("--skip_damaged", help="Put the next whole record in the place of a damaged one.")
-    ] = False,
+    skip_damaged: SkipDamaged = False,
     help: Annotated[
         bool, Option("--help", is_eager=True, callback=show_help, help="Show this and all fields.")
     ] = False,

@@ -144,10 +144,12 @@ def _draw_log_mel(axes: Axes, name: str, log_mel: np.ndarray) -> AxesImage:
     )
 
 
-def views_of_batch(shards: Shards, config: Config, step: int) -> dict[str, np.ndarray]:
-    """Returns the views that SDPN with this config sees in the batch of `step`: {"global", "local", "number"}."""
+def views_of_batch(shards: Shards, config: Config, step: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the views that this config learns from in the batch of `step`: {"global", "local", "number"}.
+
+    numbers: of the utterances that it learns from.
+    """
     views = pipeline.Views(**config.views)
-    numbers = np.arange(shards.utterances - config.held_out)
     batch = pipeline.dataset(shards, config.batch_size, config.seed, views, numbers=numbers)[step]
     bank, make_views = device.views_of_step(shards, config.seed, views)
     return jax.device_get(jax.jit(make_views)(step, batch, bank))

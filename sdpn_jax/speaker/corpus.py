@@ -24,10 +24,10 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from sdpn_jax import storage
-from sdpn_jax.data import audio, features, recordings, records
+from sdpn_jax.data import audio, features, recordings
 from sdpn_jax.data.features import LogMel
 from sdpn_jax.data.front_ends import FRONT_ENDS, FrontEnd
-from sdpn_jax.data.shards import is_shards, open_shards, read_shard
+from sdpn_jax.data.shards import Records, is_shards, open_shards
 from sdpn_jax.errors import UserError, one_line
 from sdpn_jax.speaker import embedder
 from sdpn_jax.weights.load import load_network
@@ -106,17 +106,22 @@ def read_part(
 ) -> Iterator[tuple[str, LogMel]]:
     """Yields (utterance id, log-mel [T, F]) of every utterance of a part; of shards the clean version.
 
-    Files that cannot be used, and hints on the others, are added to `notes`. Raises UserError for shards, which hold
-    SDPN's features, where others are wanted.
+    Files and records that cannot be used, and hints on the others, are added to `notes`. Raises UserError for shards,
+    which hold SDPN's features, where others are wanted.
     """
     if part.shard:
         if front_end != "sdpn":
             raise UserError(
                 f"{part.shard} holds features of SDPN, this model hears those of {front_end}: give recordings"
             )
-        for record in read_shard(part.shard):
-            utterance = records.decode(record)
-            yield utterance.id, utterance.log_mel[0].astype(np.float32)
+        shard = Records([part.shard], [part.count])
+        for number in range(part.count):
+            try:
+                utterance = shard[number]
+            except UserError as error:
+                notes.skipped.append((f"{part.shard}, record {number}", str(error)))
+            else:
+                yield utterance.id, utterance.log_mel[0].astype(np.float32)
         return
     results = _ahead(partial(_log_mel_or_reason, reading, FRONT_ENDS[front_end]), part.utterances, FRAMES_IN_MEMORY)
     for cut, result in zip(part.utterances, results, strict=True):

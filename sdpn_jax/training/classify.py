@@ -182,9 +182,7 @@ def make_classify_step(
             **terms,
             "accuracy": mean_of(right, has_label),
             "margin": share * labelling.head.margin,
-            "gate_loss": jnp.minimum(jnp.exp(labelled.gate), MOST_GATE),
-            "labels_distrusted": mean_of(~trusted, has_label),
-            "labels_corrected": mean_of(corrected, has_label),
+            **(distrust(labelled.gate, has_label, trusted, corrected) if labelling.gate_from >= 0 else {}),
             **agreement(known, number, labels, chosen, trusted, corrected),
             **spread(embedding),
             "learning_rate": learning_rate(state.step),
@@ -214,6 +212,17 @@ def ramped(step: Int[Array, ""], ramp: tuple[int, int]) -> Float[Array, ""]:
 def mean_of(values: Array, which: Bool[Array, " B"]) -> Float[Array, ""]:
     """Averages the values [B] that `which` chooses; 0 where it chooses none."""
     return jnp.sum(jnp.where(which, values, 0)) / jnp.maximum(which.sum(), 1)
+
+
+def distrust(
+    gate: Float[Array, ""], has_label: Bool[Array, " B"], trusted: Bool[Array, " B"], corrected: Bool[Array, " B"]
+) -> Metrics:
+    """Says which loss marks a wrong label now, and how many labels of the batch are distrusted and corrected."""
+    return {
+        "gate_loss": jnp.minimum(jnp.exp(gate), MOST_GATE),
+        "labels_distrusted": mean_of(~trusted, has_label),
+        "labels_corrected": mean_of(corrected, has_label),
+    }
 
 
 def agreement(

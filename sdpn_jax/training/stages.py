@@ -38,10 +38,14 @@ OF_CLUSTERS = ("clusters", "left_out", "nmi", "purity", "b_cubed_f")
 
 @dataclass
 class Stages:
-    """The stages of one workdir: the first one's config, what has come out of each, and the minutes spent on it."""
+    """The stages of one workdir: the first one's config, what has come out of each, and the minutes spent on it.
+
+    skip_damaged: records that cannot be read are left out, see data.shards.Records.
+    """
 
     config: Config
     workdir: storage.Place
+    skip_damaged: bool = False
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     minutes: dict[str, float] = field(default_factory=dict)
 
@@ -99,12 +103,13 @@ def check(config: Config, stages: Stages) -> None:
         sharding.check_batch_size(settings.batch_size, settings.microbatches, mesh)
 
 
-def train_in_stages(config: Config, workdir: str | os.PathLike) -> Stages:
+def train_in_stages(config: Config, workdir: str | os.PathLike, skip_damaged: bool = False) -> Stages:
     """Runs SDPN, then rounds of clusters and classification while held-out crops gain, then fine-tuning.
 
-    Raises what loop.train_and_evaluate does, and UserError for a config whose stages cannot be compared.
+    skip_damaged: as in loop.train_and_evaluate. Raises what that does, and UserError for a config whose stages cannot
+    be compared.
     """
-    stages = Stages(config, storage.place(workdir))
+    stages = Stages(config, storage.place(workdir), skip_damaged)
     check(config, stages)
 
     train(stages, "1-sdpn", config.copy_and_resolve_references())
@@ -146,7 +151,7 @@ def train(
     if begin:
         settings.init_from = str(stages.workdir / begin)
     with stages.clock(name):
-        loop.train_and_evaluate(settings, folder)
+        loop.train_and_evaluate(settings, folder, skip_damaged=stages.skip_damaged)
     sharding.all_agree(True)  # that the first process has written its last row
     rows = [row for row in read_rows(storage.local(folder / METRICS)) if JUDGED_BY in row]
     last = {key: value for key, value in rows[-1].items() if key.startswith(("crop_", "eer_percent/"))}

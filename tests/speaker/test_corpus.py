@@ -6,7 +6,10 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from array_record.python.array_record_module import ArrayRecordWriter
 
+from sdpn_jax.data import records
+from sdpn_jax.data.features import TAIL_FRAMES
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import scoring
 from sdpn_jax.speaker import corpus
@@ -161,3 +164,22 @@ def test_ids_of_any_bytes_are_written(tmp_path, name):
 def test_what_may_spoil_embeddings_is_counted(recordings, tmp_path):
     written = corpus.embed_corpus([recordings], tmp_path / "e.npz", "", "statistics")
     assert written.hints == {"under one second": 3}, "of 0.25, 0.5, 0.75, 1.0, ... s"
+
+
+def test_a_damaged_record_of_a_shard_is_skipped_and_listed(tmp_path):
+    """Two of three utterances of one shard are whole; a byte of the middle one is changed in the file."""
+    features = np.random.default_rng(0).standard_normal((3, 1, 400, 80)).astype(np.float16)
+    tail = np.zeros((1, TAIL_FRAMES, 80), np.float16)
+    writer = ArrayRecordWriter(str(tmp_path / "0.array_record"), records.WRITER_OPTIONS)
+    for name, log_mel in zip("abc", features, strict=True):
+        writer.write(records.encode(records.Utterance(name, 64_000, log_mel, tail)))
+    writer.close()
+    content = bytearray((tmp_path / "0.array_record").read_bytes())
+    content[content.index(features[1, 0, 200].tobytes())] ^= 255
+    (tmp_path / "0.array_record").write_bytes(content)
+    notes = corpus.Notes()
+    found = dict(corpus.read_part(corpus.Part(shard=tmp_path / "0.array_record", count=3), notes))
+    assert list(found) == ["a", "c"]
+    np.testing.assert_array_equal(found["c"], features[2, 0].astype(np.float32))
+    ((place, reason),) = notes.skipped
+    assert place.endswith("0.array_record, record 1") and "is damaged" in reason
