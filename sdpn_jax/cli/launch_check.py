@@ -13,16 +13,21 @@ from sdpn_jax.errors import returns_exit_code
 @returns_exit_code
 def launch_check(
     config: Config = "vox2",
-    topology: Annotated[str, Option(help="Slice: v4, v5e, v5p or v6e, a colon and its shape in chips.")] = "v5e:4x8",
+    topology: Annotated[
+        str,
+        Option(
+            help="TPU slice: v4, v5e, v5p or v6e, a colon, its shape in chips; or GPUs: h100 or h200, hosts x devices."
+        ),
+    ] = "v5e:4x8",
     utterances: Annotated[int, Option(help="Prepared utterances, for the length of the run.", min=1)] = 1_092_009,
     classes: Annotated[int, Option(help="Labels, with task=classify.", min=2)] = 50_000,
     hlo: Annotated[str | None, Option(help="Also write the compiled program's text to this file.")] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Compile a config's step for a TPU slice that is not there: does it fit, how fast, what is sent.
+    """Compile a config's step for accelerators that are not there: does it fit, how fast, what is sent.
 
-    Needs libtpu, which the extra `tpu` of this package brings. Times follow from the chip's peak rates
-    and are lower bounds.
+    TPU slices need libtpu, which the extra `tpu` of this package brings, and GPUs the extra `cuda12-aot`.
+    Times of TPUs follow from the chip's peak rates and are lower bounds, those of GPUs are estimates.
     """
     from sdpn_jax import storage
 
@@ -31,12 +36,19 @@ def launch_check(
     from sdpn_jax.compiled import launch_check as check
 
     chosen, devices, started = configs.load(config, overrides or ()), check.devices_of(topology), time.time()
-    compiled, program = check.compile_step(chosen, devices, utterances, classes)
+    name, _, shape = topology.partition(":")
+    kind = check.gpu.GPUS.get(name)
+    options = check.gpu.COMPILER_OPTIONS if kind else None
+    compiled, program = check.compile_step(chosen, devices, utterances, classes, options)
     print(
-        f"{topology}: {len(devices)} chips, batch {chosen.batch_size}, fsdp {chosen.mesh.fsdp}, "
+        f"{topology}: {len(devices)} devices, batch {chosen.batch_size}, fsdp {chosen.mesh.fsdp}, "
         f"{chosen.microbatches} microbatches, compiled in {time.time() - started:.0f} s\n"
     )
-    print(check.report(compiled, program, check.CHIPS[topology.split(":")[0]], len(devices)))
+    if kind:
+        hosts = int(shape.rpartition("x")[0] or 1)
+        print(check.report_of_gpu(compiled, program, kind, len(devices), hosts, chosen.batch_size))
+    else:
+        print(check.report(compiled, program, check.CHIPS[name], len(devices)))
     if chosen.microbatches > 1:
         print("\nMicrobatches pass in a loop, of whose collectives each is counted once.")
     if hlo:

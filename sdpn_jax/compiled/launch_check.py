@@ -1,10 +1,11 @@
-"""The training step of a config compiled for a TPU slice that is not there: does it fit, how fast, what is sent.
+"""The training step of a config compiled for accelerators that are not there: does it fit, how fast, what is sent.
 
-libtpu (pip install "sdpn_jax[tpu]") compiles on any Linux machine. Times follow from the chip's peak rates and are
-lower bounds of a step.
+libtpu (pip install "sdpn_jax[tpu]") compiles on any Linux machine, and so does XLA for NVIDIA's GPUs, see gpu.py. Times
+of a TPU follow from the chip's peak rates and are lower bounds of a step.
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 import jax
@@ -12,7 +13,8 @@ import numpy as np
 from jax.experimental import topologies
 
 from sdpn_jax import config as configs
-from sdpn_jax.compiled.program_text import collectives, main_memory_bytes, sent_bytes
+from sdpn_jax.compiled import gpu
+from sdpn_jax.compiled.program_text import collectives, main_memory_bytes, operations, sent_bytes
 from sdpn_jax.config import Config
 from sdpn_jax.data import pipeline
 from sdpn_jax.errors import UserError
@@ -40,10 +42,10 @@ CHIPS = {
 }
 
 
-def compile_step(config: Config, devices: list, num_utterances: int, num_classes: int = 0):
+def compile_step(config: Config, devices: list, num_utterances: int, num_classes: int = 0, options: dict | None = None):
     """Compiles the step of `config` for these devices from abstract arguments; returns (compiled step, Program).
 
-    num_classes: of task=classify, whose labels are taken to be there for every utterance.
+    num_classes: of task=classify, whose labels are taken to be there for every utterance; options: of the compiler.
     """
     configs.check(config)
     mesh = sharding.make_mesh(config.mesh.fsdp, devices)
@@ -62,26 +64,20 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     state = on(sharding.state_sharding(mesh, state), state)
     batch = on(jax.tree.map(lambda _: sharding.batch_sharding(mesh), views), views)
     known = on(jax.tree.map(lambda _: sharding.replicated(mesh), labels.arrays()), labels.arrays())
-    return program.step.lower(state, batch, known).compile(), program
+    return program.step.lower(state, batch, known).compile(compiler_options=options), program
 
 
 def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
     """Tabulates memory, work and communication, and the times that follow from the chip's peak rates, in Markdown."""
     hlo = compiled.as_text()
     memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(hlo)
-    state = memory.argument_size_in_bytes
-    during = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    fits = "fits" if (state + during) / 1e9 < chip.memory_gb else "DOES NOT FIT"
     compute = cost["flops"] / (chip.teraflops * 1e12)
     moved = main_memory_bytes(hlo)
     traffic = moved / (chip.memory_gb_s * 1e9)
     sent = sent_bytes(found, num_devices)
     network = sent / (chip.link_gb_s * 1e9)
     step = max(compute, traffic) + network
-    rows = {
-        "state and batch a device": f"{state / 1e9:.2f} GB",
-        "more during a step": f"{during / 1e9:.2f} GB",
-        "together": f"{(state + during) / 1e9:.2f} of {chip.memory_gb} GB: {fits}",
+    rows = memory_rows(memory, chip.memory_gb) | {
         "work of a device": f"{cost['flops'] / 1e12:.2f} TFLOP, {1e3 * compute:.1f} ms at peak",
         "main memory's traffic of a device": f"{moved / 1e9:.1f} GB, {1e3 * traffic:.1f} ms at peak",
         "on-chip memory's as well, all": f"{cost['bytes accessed'] / 1e9:.1f} GB",
@@ -89,16 +85,64 @@ def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
         "step, at least": f"{1e3 * step:.1f} ms, bound by {'arithmetic' if compute > traffic else 'memory'}",
         "run, at least": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",
     }
+    return table(rows | collective_rows(found))
+
+
+def report_of_gpu(compiled, program: Program, kind: gpu.Gpu, num_devices: int, hosts: int, batch_size: int) -> str:
+    """Tabulates memory, traffic by kind of operation, kernels, communication, and the time estimated, in Markdown."""
+    hlo = compiled.as_text()
+    found, kernels = collectives(hlo), gpu.kernels(operations(hlo, on_chip=""))
+    seconds = sum(gpu.seconds_of(operation, kind) for operation in kernels)
+    moved, flops = (sum(getattr(operation, name) for operation in kernels) for name in ("bytes", "flops"))
+    small = sum(gpu.seconds_of(operation, kind) <= gpu.LEAST_SECONDS for operation in kernels)
+    sent = sent_bytes(found, num_devices)
+    network = sent / 1e9 / (kind.network_gb_s if hosts > 1 else kind.link_gb_s)
+    step = seconds + network
+    rows = memory_rows(compiled.memory_analysis(), kind.memory_gb) | {
+        "products of a device": f"{flops / 1e12:.2f} TFLOP",
+        "main memory's traffic of a device": f"{moved / 1e9:.1f} GB",
+        "main memory's traffic an utterance": f"{num_devices * moved / batch_size / 1e9:.2f} GB",
+        "kernels": f"{len(kernels):,}, of which {small:,} are too small to matter",
+        "sent by a device": f"{sent / 1e6:.1f} MB, {1e3 * network:.2f} ms at peak",
+        "step, estimated": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} utterances/s",
+        "run, estimated": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",
+    }
+    return table(rows | gpu.by_kind(kernels, kind) | collective_rows(found))
+
+
+def memory_rows(memory, memory_gb: float) -> dict[str, str]:
+    """Says what a device must hold, and whether it can."""
+    state = memory.argument_size_in_bytes
+    during = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    fits = "fits" if (state + during) / 1e9 < memory_gb else "DOES NOT FIT"
+    return {
+        "state and batch a device": f"{state / 1e9:.2f} GB",
+        "more during a step": f"{during / 1e9:.2f} GB",
+        "together": f"{(state + during) / 1e9:.2f} of {memory_gb} GB: {fits}",
+    }
+
+
+def collective_rows(found: dict[str, Counter]) -> dict[str, str]:
+    """Says how often what is sent, and how large."""
+    rows = {}
     for kind, sizes in found.items():
         largest = ", ".join(f"{count} x {size / 1e6:.3f}" for size, count in sorted(sizes.items(), reverse=True)[:6])
         rows[f"{kind}: {sizes.total()}"] = f"{sum(k * v for k, v in sizes.items()) / 1e6:.2f} MB; largest: {largest} MB"
+    return rows
+
+
+def table(rows: dict[str, str]) -> str:
+    """Writes rows of two columns in Markdown."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def devices_of(topology: str) -> list:
-    """Describes the absent devices of a slice such as "v5e:4x8"; UserError when libtpu or the slice is unknown."""
+    """Describes absent devices, of a slice such as "v5e:4x8" or GPUs such as "h100:8"; UserError for unknown ones."""
+    if topology.split(":")[0] in gpu.GPUS:
+        return gpu.devices_of(topology)
     if topology.split(":")[0] not in CHIPS:
-        raise UserError(f"--topology={topology}: name a slice such as v5e:4x8; known chips: {', '.join(CHIPS)}")
+        known = ", ".join((*CHIPS, *gpu.GPUS))
+        raise UserError(f"--topology={topology}: name a slice such as v5e:4x8 or GPUs such as h100:8; known: {known}")
     # The compiler alone is wanted: no chip is locked against other processes, no metadata server asked for its kind.
     os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
     try:

@@ -2,10 +2,11 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from sdpn_jax import config as configs
-from sdpn_jax.compiled import launch_check, program_text
+from sdpn_jax.compiled import gpu, launch_check, program_text
 from sdpn_jax.errors import UserError
 
 HLO = """
@@ -48,8 +49,98 @@ ENTRY %main {
     assert program_text.main_memory_bytes(program) == 40 + 24 + 40 + 8
 
 
+GPU_PROGRAM = """
+%scaling (p.1: bf16[100,16], p.2: f32[16]) -> bf16[100,16] {
+  %p.1 = bf16[100,16]{1,0} parameter(0)
+  %p.2 = f32[16]{0} parameter(1)
+  ROOT %m = bf16[100,16]{1,0} multiply(%p.1, %p.2)
+}
+
+%halves (p.3: bf16[100,16]) -> bf16[100,8] {
+  %p.3 = bf16[100,16]{1,0} parameter(0)
+  %left = bf16[100,4]{1,0} slice(%p.3), slice={[0:100], [0:4]}
+  %right = bf16[100,4]{1,0} slice(%p.3), slice={[0:100], [8:12]}
+  ROOT %both = bf16[100,8]{1,0} concatenate(%left, %right), dimensions={1}
+}
+
+ENTRY %main {
+  %x = bf16[100,8]{1,0} parameter(0)
+  %w = bf16[8,16]{1,0} parameter(1)
+  %bias = bf16[16]{0} parameter(2)
+  %call = (bf16[100,16]{1,0}, s8[4194304]{0}) custom-call(%x, %w, %bias), CALLED
+  %y = bf16[100,16]{1,0} get-tuple-element(%call), index=0
+  %sums = f32[16]{0} fusion(%y), kind=kInput, calls=%reduced
+  %all-reduce-start = f32[16]{0:S(1)} all-reduce-start(%sums), channel_id=1, to_apply=%add
+  %all-reduce-done = f32[16]{0:S(1)} all-reduce-done(%all-reduce-start)
+  %scaled = bf16[100,16]{1,0} fusion(%y, %all-reduce-done), kind=kLoop, calls=%scaling
+  ROOT %taken = bf16[100,8]{1,0} fusion(%scaled), kind=kLoop, calls=%halves
+}
+""".replace("CALLED", 'custom_call_target="__cublas$lt$matmul", backend_config={"lhs_contracting_dimensions":["1"]}')
+
+
+def test_a_gpu_program_is_read_by_hand():
+    """Product: 1600 + 256 + 32 read, 3200 written, 2 x 100 x 16 x 8 operations; its workspace does not count.
+
+    The last fusion reads two quarters of its operand.
+    """
+    found = list(program_text.operations(GPU_PROGRAM, on_chip=""))
+    assert found == [
+        program_text.Operation("product", 1600 + 256 + 32 + 3200, 25_600),
+        program_text.Operation("fusion (input)", 3200 + 64),
+        program_text.Operation("all-reduce", 64),
+        program_text.Operation("fusion (loop)", 3200 + 64 + 3200),
+        program_text.Operation("fusion (loop)", 800 + 800 + 1600),
+    ]
+    assert [operation.kind for operation in gpu.kernels(found)] == ["product", "fusion (input)"] + 2 * ["fusion (loop)"]
+
+
+@pytest.mark.parametrize(
+    ("target", "arrays"), [("Forward", "yxw"), ("BackwardInput", "xyw"), ("BackwardFilter", "wxy")]
+)
+def test_a_convolution_multiplies_alike_in_all_directions(target, arrays):
+    """5 taps of 80 channels make 32 in each of 2 x 100 frames: 2 x 5 x 80 x 32 x 200 operations."""
+    shapes = {"x": "f32[2,104,80]", "w": "f32[5,80,32]", "y": "f32[2,100,32]"}
+    result, *operands = arrays
+    lines = [f"  %{name} = {shapes[name]}{{2,1,0}} parameter({number})" for number, name in enumerate(operands)]
+    lines.append(
+        f"  ROOT %c = ({shapes[result]}{{2,1,0}}, u8[512]{{0}}) custom-call(%{operands[0]}, %{operands[1]}), "
+        f'window={{size=5}}, dim_labels=b0f_0io->b0f, custom_call_target="__cudnn$conv{target}"'
+    )
+    (found,) = program_text.operations("\nENTRY %main {\n" + "\n".join(lines) + "\n}\n", on_chip="")
+    sizes = 4 * (2 * 104 * 80 + 5 * 80 * 32 + 2 * 100 * 32)
+    assert found == program_text.Operation("convolution", sizes, 2 * 5 * 80 * 32 * 200)
+
+
+def test_how_long_a_kernel_takes():
+    """At 1 TFLOP/s and 1 GB/s: 3 ms of arithmetic, 2 ms of traffic; nothing takes less than a start."""
+    card = gpu.Gpu(memory_gb=1, teraflops=1, memory_gb_s=1)
+    assert gpu.seconds_of(program_text.Operation("product", 0, int(2.25e9)), card) == pytest.approx(3e-3)
+    assert gpu.seconds_of(program_text.Operation("copy", 1_700_000), card) == pytest.approx(2e-3)
+    assert gpu.seconds_of(program_text.Operation("copy", 8), card) == 2e-6
+
+
+@pytest.mark.parametrize("topology", ["h100", "h100:", "h100:0", "h100:2x", "h200:axb", "h100:-1"])
+def test_gpus_without_a_number_are_refused(topology):
+    with pytest.raises(UserError, match=r"come hosts x devices, such as h.00:8 or h.00:2x8"):
+        launch_check.devices_of(topology)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra cuda12-aot")
+def test_traffic_of_a_program_compiled_for_an_absent_gpu():
+    """A product of 512 x 1024 by 1024 x 256 in float32 and the sum of its rows: known arrays, each moved once."""
+    (device,) = launch_check.devices_of("h100:1")
+    place = jax.sharding.SingleDeviceSharding(device)
+    shapes = [jax.ShapeDtypeStruct(shape, "float32", sharding=place) for shape in ((512, 1024), (1024, 256))]
+    program = jax.jit(lambda a, b: (a @ b).sum(1), out_shardings=place).lower(*shapes)
+    found = list(program_text.operations(program.compile(compiler_options=gpu.COMPILER_OPTIONS).as_text(), on_chip=""))
+    product, *others = sorted(found, key=lambda operation: -operation.flops)
+    assert product.flops == 2 * 512 * 1024 * 256
+    assert product.bytes == 4 * (512 * 1024 + 1024 * 256 + 512 * 256)
+    assert sum(operation.bytes for operation in others) == pytest.approx(4 * (512 * 256 + 512), rel=0.05)
+
+
 def test_an_unknown_chip_is_refused():
-    with pytest.raises(UserError, match="v5e:4x8; known chips: v4, v5e, v5p, v6e"):
+    with pytest.raises(UserError, match="v5e:4x8 or GPUs such as h100:8; known: v4, v5e, v5p, v6e, h100, h200"):
         launch_check.devices_of("v99:2x2")
 
 

@@ -54,7 +54,8 @@ MORE = {
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
 }
 EXTRAS = {
-    "launch-check": "libtpu",
+    "launch-check --topology=h100": "jax_cuda12_plugin",
+    "launch-check --topology=v": "libtpu",
     ".onnx": "onnx",
     "--torch": "torch",
     "encoders.py": "torch",
