@@ -1,5 +1,6 @@
 """`sdpn launch-check`: the training step compiled for accelerators that are not there."""
 
+import json
 import os
 import time
 from typing import Annotated
@@ -21,6 +22,8 @@ def launch_check(
     ] = "v5e:4x8",
     utterances: Annotated[int, Option(help="Prepared utterances, for the length of the run.", min=1)] = 1_092_009,
     classes: Annotated[int, Option(help="Labels, with task=classify.", min=2)] = 50_000,
+    output: Annotated[str | None, Option(help="Also write the figures to this file, as JSON.")] = None,
+    compare: Annotated[str | None, Option(help="Figures that --output wrote before, to show what has changed.")] = None,
     hlo: Annotated[str | None, Option(help="Also write the compiled program's text to this file.")] = None,
     overrides: Overrides = None,
 ) -> int:
@@ -35,6 +38,7 @@ def launch_check(
     from sdpn_jax import config as configs
     from sdpn_jax.compiled import launch_check as check
 
+    before = check.read_figures(compare) if compare else None
     chosen, devices, started = configs.load(config, overrides or ()), check.devices_of(topology), time.time()
     name, _, shape = topology.partition(":")
     kind = check.gpu.GPUS.get(name)
@@ -46,11 +50,17 @@ def launch_check(
     )
     if kind:
         hosts = int(shape.rpartition("x")[0] or 1)
-        print(check.report_of_gpu(compiled, program, kind, len(devices), hosts, chosen.batch_size))
+        text, figures = check.report_of_gpu(compiled, program, kind, len(devices), hosts, chosen.batch_size)
     else:
-        print(check.report(compiled, program, check.CHIPS[name], len(devices)))
+        text, figures = check.report(compiled, program, check.CHIPS[name], len(devices))
+    print(text)
+    if before:
+        print(f"\nBeside {compare}:\n\n{check.compared(figures, before)}")
     if chosen.microbatches > 1:
         print("\nMicrobatches pass in a loop, of whose collectives each is counted once.")
+    if output:
+        storage.write_text(storage.place(output), json.dumps(figures, indent=2) + "\n")
+        print(f"\nwritten: {output}, the figures")
     if hlo:
         storage.write_text(hlo, compiled.as_text())
         print(f"\nwritten: {hlo}, the compiled program")

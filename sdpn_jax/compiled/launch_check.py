@@ -5,7 +5,7 @@ of a TPU follow from the chip's peak rates and are lower bounds of a step.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from sdpn_jax import config as configs
+from sdpn_jax import storage
 from sdpn_jax.compiled import gpu
 from sdpn_jax.compiled.program_text import collectives, main_memory_bytes, operations, sent_bytes
 from sdpn_jax.config import Config
@@ -22,6 +23,8 @@ from sdpn_jax.models.network import network_of
 from sdpn_jax.training import sharding
 from sdpn_jax.training.labels import Labels
 from sdpn_jax.training.program import Program, program_of, view_shapes
+
+Figures = dict[str, float]  # named with their unit
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     return program.step.lower(state, batch, known).compile(compiler_options=options), program
 
 
-def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
-    """Tabulates memory, work and communication, and the times that follow from the chip's peak rates, in Markdown."""
+def report(compiled, program: Program, chip: Chip, num_devices: int) -> tuple[str, Figures]:
+    """Tabulates memory, work and communication, and the times that follow from the chip's peak rates.
+
+    Returns (table in Markdown, figures for `compared`).
+    """
     hlo = compiled.as_text()
     memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(hlo)
     compute = cost["flops"] / (chip.teraflops * 1e12)
@@ -85,11 +91,19 @@ def report(compiled, program: Program, chip: Chip, num_devices: int) -> str:
         "step, at least": f"{1e3 * step:.1f} ms, bound by {'arithmetic' if compute > traffic else 'memory'}",
         "run, at least": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",
     }
-    return table(rows | collective_rows(found))
+    figures = memory_figures(memory) | {
+        "arithmetic, TFLOP": cost["flops"] / 1e12,
+        "main memory, GB": moved / 1e9,
+        **collective_figures(found, sent),
+        "step, ms": 1e3 * step,
+    }
+    return table(rows | collective_rows(found)), figures
 
 
-def report_of_gpu(compiled, program: Program, kind: gpu.Gpu, num_devices: int, hosts: int, batch_size: int) -> str:
-    """Tabulates memory, traffic by kind of operation, kernels, communication, and the time estimated, in Markdown."""
+def report_of_gpu(
+    compiled, program: Program, kind: gpu.Gpu, num_devices: int, hosts: int, batch_size: int
+) -> tuple[str, Figures]:
+    """Tabulates memory, traffic by kind of operation, kernels, communication and estimated time, as `report` does."""
     hlo = compiled.as_text()
     found, kernels = collectives(hlo), gpu.kernels(operations(hlo, on_chip=""))
     seconds = sum(gpu.seconds_of(operation, kind) for operation in kernels)
@@ -107,7 +121,18 @@ def report_of_gpu(compiled, program: Program, kind: gpu.Gpu, num_devices: int, h
         "step, estimated": f"{1e3 * step:.1f} ms, {batch_size / step:,.0f} utterances/s",
         "run, estimated": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",
     }
-    return table(rows | gpu.by_kind(kernels, kind) | collective_rows(found))
+    by_kind: Figures = defaultdict(float)
+    for operation in kernels:
+        by_kind[f"main memory of {operation.kind}, MB"] += operation.bytes / 1e6
+    figures = memory_figures(compiled.memory_analysis()) | {
+        "arithmetic, TFLOP": flops / 1e12,
+        "main memory, GB": moved / 1e9,
+        **by_kind,
+        "kernels": len(kernels),
+        **collective_figures(found, sent),
+        "step, ms": 1e3 * step,
+    }
+    return table(rows | gpu.by_kind(kernels, kind) | collective_rows(found)), figures
 
 
 def memory_rows(memory, memory_gb: float) -> dict[str, str]:
@@ -120,6 +145,38 @@ def memory_rows(memory, memory_gb: float) -> dict[str, str]:
         "more during a step": f"{during / 1e9:.2f} GB",
         "together": f"{(state + during) / 1e9:.2f} of {memory_gb} GB: {fits}",
     }
+
+
+def memory_figures(memory) -> Figures:
+    """What a device must hold."""
+    during = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {"state and batch, GB": memory.argument_size_in_bytes / 1e9, "during a step, GB": during / 1e9}
+
+
+def collective_figures(found: dict[str, Counter], sent: float) -> Figures:
+    """How many collectives of each kind there are, and what a device sends."""
+    return {**{kind: sizes.total() for kind, sizes in found.items()}, "sent, MB": sent / 1e6}
+
+
+def compared(figures: Figures, before: Figures) -> str:
+    """Tabulates the figures of two programs, and the change from the one before, in Markdown."""
+    lines = ["| | before | now | change |", "|---|---:|---:|---:|"]
+    for name in dict.fromkeys((*before, *figures)):
+        old, new = (values.get(name, 0.0) for values in (before, figures))
+        change = f"{100 * (new / old - 1):+.1f} %" if old else ""
+        lines.append(f"| {name} | {old:,.6g} | {new:,.6g} | {change} |")
+    return "\n".join(lines)
+
+
+def read_figures(path: str | os.PathLike) -> Figures:
+    """Reads what launch-check wrote to --output; UserError for anything else."""
+    try:
+        figures = storage.read_json(path)
+        return {str(name): float(value) for name, value in figures.items()}
+    except OSError as error:
+        raise UserError(f"--compare={path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"--compare={path}: no figures; wanted is what launch-check wrote to --output") from None
 
 
 def collective_rows(found: dict[str, Counter]) -> dict[str, str]:

@@ -139,6 +139,27 @@ def test_traffic_of_a_program_compiled_for_an_absent_gpu():
     assert sum(operation.bytes for operation in others) == pytest.approx(4 * (512 * 256 + 512), rel=0.05)
 
 
+def test_two_programs_are_compared(tmp_path):
+    (tmp_path / "before.json").write_text('{"main memory, GB": 60, "kernels": 1000, "gone": 2}')
+    before = launch_check.read_figures(tmp_path / "before.json")
+    said = launch_check.compared({"main memory, GB": 45.0, "kernels": 1000, "new": 3}, before).splitlines()
+    assert said[2:] == [
+        "| main memory, GB | 60 | 45 | -25.0 % |",
+        "| kernels | 1,000 | 1,000 | +0.0 % |",
+        "| gone | 2 | 0 | -100.0 % |",
+        "| new | 0 | 3 |  |",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', '{"a": null}', "\0"])
+def test_figures_of_something_else_are_refused(tmp_path, text):
+    (tmp_path / "figures.json").write_text(text)
+    with pytest.raises(UserError, match=r"figures.json: no figures; wanted is what launch-check wrote to --output"):
+        launch_check.read_figures(tmp_path / "figures.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        launch_check.read_figures(tmp_path / "nothing.json")
+
+
 def test_an_unknown_chip_is_refused():
     with pytest.raises(UserError, match="v5e:4x8 or GPUs such as h100:8; known: v4, v5e, v5p, v6e, h100, h200"):
         launch_check.devices_of("v99:2x2")
@@ -155,7 +176,8 @@ def test_a_small_step_compiled_for_four_absent_chips():
     devices = launch_check.devices_of("v5e:2x2")
     compiled, program = launch_check.compile_step(config, devices, num_utterances=80)
     assert program.num_steps == 150 * 10
-    said = launch_check.report(compiled, program, launch_check.CHIPS["v5e"], len(devices))
+    said, figures = launch_check.report(compiled, program, launch_check.CHIPS["v5e"], len(devices))
+    assert figures["all-reduce"] > 0 and figures["step, ms"] > 0
     assert "of 16 GB: fits" in said
     assert "all-reduce: " in said
     assert "all-gather: " in said, "the head's large arrays are split over fsdp"
