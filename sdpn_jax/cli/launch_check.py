@@ -40,7 +40,7 @@ def launch_check(
 
     before = check.read_figures(compare) if compare else None
     chosen, devices, started = configs.load(config, overrides or ()), check.devices_of(topology), time.time()
-    name, _, shape = topology.partition(":")
+    name = topology.partition(":")[0]
     kind = check.gpu.GPUS.get(name)
     options = check.gpu.COMPILER_OPTIONS if kind else None
     compiled, program = check.compile_step(chosen, devices, utterances, classes, options)
@@ -49,7 +49,7 @@ def launch_check(
         f"{chosen.microbatches} microbatches, compiled in {time.time() - started:.0f} s\n"
     )
     if kind:
-        hosts = int(shape.rpartition("x")[0] or 1)
+        hosts, _ = check.gpu.shape_of(topology)
         text, figures = check.report_of_gpu(compiled, program, kind, len(devices), hosts, chosen.batch_size)
     else:
         text, figures = check.report(compiled, program, check.CHIPS[name], len(devices))

@@ -37,17 +37,23 @@ class Gpu:
 GPUS = {"h100": Gpu(80, 989, 3352), "h200": Gpu(141, 989, 4800)}
 
 
-def devices_of(topology: str) -> list:
-    """Describes absent GPUs such as "h100:8", or "h100:2x8" of two hosts; UserError where the compiler is missing."""
+def shape_of(topology: str) -> tuple[int, int]:
+    """Reads (hosts, devices of each) of "h100:8", which is one host, or "h100:2x8"; UserError for anything else."""
     name, _, shape = topology.partition(":")
     hosts, _, devices = shape.rpartition("x")
     if not devices.isdecimal() or not (hosts or "1").isdecimal() or not int(devices) * int(hosts or 1):
         raise UserError(f"--topology={topology}: after {name}: come hosts x devices, such as {name}:8 or {name}:2x8")
+    return int(hosts or 1), int(devices)
+
+
+def devices_of(topology: str) -> list:
+    """Describes absent GPUs, see shape_of; UserError where the compiler is missing."""
+    name, (hosts, devices) = topology.partition(":")[0], shape_of(topology)
     # The figures are those of XLA's public descriptions of targets (github.com/openxla/xla).
     description = (Path(__file__).parent / "gpus" / f"{name}.txtpb").read_text()
     try:
         return topologies.get_topology_desc(
-            platform="cuda", topology=f"1x{hosts or 1}x{devices}", target_config=description
+            platform="cuda", topology=f"1x{hosts}x{devices}", target_config=description
         ).devices
     except Exception as error:  # whatever the plug-in throws: most often it is not there
         first_line = str(error).strip().splitlines()[0]

@@ -76,14 +76,14 @@ def report(compiled, program: Program, chip: Chip, num_devices: int) -> tuple[st
     Returns (table in Markdown, figures for `compared`).
     """
     hlo = compiled.as_text()
-    memory, cost, found = compiled.memory_analysis(), compiled.cost_analysis(), collectives(hlo)
+    held, cost, found = memory_figures(compiled.memory_analysis()), compiled.cost_analysis(), collectives(hlo)
     compute = cost["flops"] / (chip.teraflops * 1e12)
     moved = main_memory_bytes(hlo)
     traffic = moved / (chip.memory_gb_s * 1e9)
     sent = sent_bytes(found, num_devices)
     network = sent / (chip.link_gb_s * 1e9)
     step = max(compute, traffic) + network
-    rows = memory_rows(memory, chip.memory_gb) | {
+    rows = memory_rows(held, chip.memory_gb) | {
         "work of a device": f"{cost['flops'] / 1e12:.2f} TFLOP, {1e3 * compute:.1f} ms at peak",
         "main memory's traffic of a device": f"{moved / 1e9:.1f} GB, {1e3 * traffic:.1f} ms at peak",
         "on-chip memory's as well, all": f"{cost['bytes accessed'] / 1e9:.1f} GB",
@@ -91,7 +91,7 @@ def report(compiled, program: Program, chip: Chip, num_devices: int) -> tuple[st
         "step, at least": f"{1e3 * step:.1f} ms, bound by {'arithmetic' if compute > traffic else 'memory'}",
         "run, at least": f"{program.num_steps * step / 3600:.1f} h for {program.num_steps:,} steps",
     }
-    figures = memory_figures(memory) | {
+    figures = held | {
         "arithmetic, TFLOP": cost["flops"] / 1e12,
         "main memory, GB": moved / 1e9,
         **collective_figures(found, sent),
@@ -112,7 +112,8 @@ def report_of_gpu(
     sent = sent_bytes(found, num_devices)
     network = sent / 1e9 / (kind.network_gb_s if hosts > 1 else kind.link_gb_s)
     step = seconds + network
-    rows = memory_rows(compiled.memory_analysis(), kind.memory_gb) | {
+    held = memory_figures(compiled.memory_analysis())
+    rows = memory_rows(held, kind.memory_gb) | {
         "products of a device": f"{flops / 1e12:.2f} TFLOP",
         "main memory's traffic of a device": f"{moved / 1e9:.1f} GB",
         "main memory's traffic an utterance": f"{num_devices * moved / batch_size / 1e9:.2f} GB",
@@ -124,7 +125,7 @@ def report_of_gpu(
     by_kind: Figures = defaultdict(float)
     for operation in kernels:
         by_kind[f"main memory of {operation.kind}, MB"] += operation.bytes / 1e6
-    figures = memory_figures(compiled.memory_analysis()) | {
+    figures = held | {
         "arithmetic, TFLOP": flops / 1e12,
         "main memory, GB": moved / 1e9,
         **by_kind,
@@ -135,15 +136,14 @@ def report_of_gpu(
     return table(rows | gpu.by_kind(kernels, kind) | collective_rows(found)), figures
 
 
-def memory_rows(memory, memory_gb: float) -> dict[str, str]:
-    """Says what a device must hold, and whether it can."""
-    state = memory.argument_size_in_bytes
-    during = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    fits = "fits" if (state + during) / 1e9 < memory_gb else "DOES NOT FIT"
+def memory_rows(held: Figures, memory_gb: float) -> dict[str, str]:
+    """Says what a device must hold, of memory_figures, and whether it can."""
+    state, during = held.values()
+    fits = "fits" if state + during < memory_gb else "DOES NOT FIT"
     return {
-        "state and batch a device": f"{state / 1e9:.2f} GB",
-        "more during a step": f"{during / 1e9:.2f} GB",
-        "together": f"{(state + during) / 1e9:.2f} of {memory_gb} GB: {fits}",
+        "state and batch a device": f"{state:.2f} GB",
+        "more during a step": f"{during:.2f} GB",
+        "together": f"{state + during:.2f} of {memory_gb} GB: {fits}",
     }
 
 
