@@ -1,6 +1,7 @@
 """ECAPA-TDNN (Desplanques et al., arXiv 2005.07143), the encoder of SDPN: features in, embedding out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
 from sdpn_jax.models.frames import Frames, Lengths
-from sdpn_jax.models.layers import BatchNorm, Conv, Pad, fan_in_uniform, wide
+from sdpn_jax.models.layers import BatchNorm, Conv, Normed, Pad, fan_in_uniform, rectify, wide, with_norm
+from sdpn_jax.models.products import product
 
 KERNEL_SIZES, DILATIONS, SCALE = (5, 3, 3, 3, 1), (1, 2, 3, 4, 1), 8  # of the frame layers; groups of a Res2Net
 LONGEST_REFLECTION = 4  # frames mirrored by the widest convolution: a sequence must be longer than this
@@ -26,9 +28,9 @@ class TDNN(nn.Module):
     pad: Pad = frames.reflect_pad
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
+    def __call__(self, x: Frames | Normed, train: bool, lengths: Lengths = None) -> Normed:
         x = Conv(self.features, self.kernel_size, self.dilation, self.dtype, self.pad, name="conv")(x, lengths)
-        return BatchNorm(name="norm")(nn.relu(x), train)
+        return BatchNorm(name="norm").pending(rectify(x), train)
 
 
 class Res2Net(nn.Module):
@@ -45,28 +47,29 @@ class Res2Net(nn.Module):
     passes_last: bool = False
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Frames:
-        groups = jnp.split(x, self.scale, axis=-1)
+    def __call__(self, x: Normed, train: bool, lengths: Lengths = None) -> Normed:
+        groups = x.split(self.scale)
         passed = groups.pop(-1 if self.passes_last else 0)
         outputs = []
         for i, group in enumerate(groups):
-            block = TDNN(group.shape[-1], self.kernel_size, self.dilation, self.dtype, self.pad, name=f"block_{i}")
-            outputs.append(block(group + outputs[-1] if outputs else group, train, lengths))
-        return jnp.concatenate([*outputs, passed] if self.passes_last else [passed, *outputs], axis=-1)
+            block = TDNN(group.raw.shape[-1], self.kernel_size, self.dilation, self.dtype, self.pad, name=f"block_{i}")
+            both = (group.exact() + outputs[-1].exact()).astype(self.dtype) if outputs else group
+            outputs.append(block(both, train, lengths))
+        return Normed.joined([*outputs, passed] if self.passes_last else [passed, *outputs])
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales channels by a gate computed from their means over time."""
+    """Scales channels by a gate computed from their means over time: the gain and bias of the norm become B 1 C."""
 
     bottleneck: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, lengths: Lengths = None) -> Frames:
-        gate = frames.mean(x.astype(wide(x.dtype)), lengths)
+    def __call__(self, x: Normed, lengths: Lengths = None) -> Normed:
+        gate = x.norm(frames.mean(x.raw.astype(wide(x.raw.dtype)) - x.shift, lengths))
         gate = nn.relu(Conv(self.bottleneck, dtype=self.dtype, name="squeeze")(gate))
-        gate = nn.sigmoid(Conv(x.shape[-1], dtype=self.dtype, name="excite")(gate))
-        return x * gate
+        gate = nn.sigmoid(Conv(x.raw.shape[-1], dtype=self.dtype, name="excite")(gate))
+        return x.replace(gain=x.gain * gate, bias=x.bias * gate)
 
 
 class SERes2Block(nn.Module):
@@ -82,16 +85,17 @@ class SERes2Block(nn.Module):
     passes_last: bool = False
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
-        residual = x
-        if x.shape[-1] != self.features:
+    def __call__(self, x: Frames | Normed, train: bool, lengths: Lengths = None) -> Float[Array, "B T {self.features}"]:
+        residual = x.exact() if isinstance(x, Normed) else x
+        if residual.shape[-1] != self.features:
             residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
         x = TDNN(self.features, dtype=self.dtype, name="tdnn1")(x, train)
         x = Res2Net(
             self.kernel_size, self.dilation, self.scale, self.dtype, self.pad, self.passes_last, name="res2net"
         )(x, train, lengths)
         x = TDNN(self.features, dtype=self.dtype, name="tdnn2")(x, train)
-        return residual + SqueezeExcitation(self.se_bottleneck, self.dtype, name="se")(x, lengths)
+        scaled = SqueezeExcitation(self.se_bottleneck, self.dtype, name="se")(x, lengths)
+        return (residual + scaled.exact()).astype(self.dtype)
 
 
 class ContextConv(nn.Module):
@@ -101,21 +105,56 @@ class ContextConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Frames, context: Float[Array, "B 1 2*C"]) -> Float[Array, "B T {self.features}"]:
-        channels = x.shape[-1] + context.shape[-1]
+    def __call__(self, x: Frames | Normed, context: Float[Array, "B 1 2*C"]) -> Float[Array, "B T {self.features}"]:
+        raw = x.raw if isinstance(x, Normed) else x.astype(self.dtype)
+        channels = raw.shape[-1] + context.shape[-1]
         init = fan_in_uniform(channels)
-        kernel = self.param("kernel", init, (1, channels, self.features)).astype(self.dtype)[0]
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
-        of_frames, of_context = kernel[: x.shape[-1]], kernel[x.shape[-1] :]
-        return x.astype(self.dtype) @ of_frames + (context.astype(self.dtype) @ of_context + bias)
+        kernel = self.param("kernel", init, (1, channels, self.features))[0]
+        bias = self.param("bias", init, (self.features,))
+        of_frames, of_context = kernel[: raw.shape[-1]], kernel[raw.shape[-1] :]
+        if isinstance(x, Normed):
+            of_frames, bias = with_norm(x, of_frames, bias, self.dtype)
+        constant = product(context.astype(self.dtype), of_context, bias)
+        return product(raw, of_frames, jnp.zeros(self.features)) + constant
 
 
-def attention_weights(logits: Frames, lengths: Lengths = None) -> Frames:
-    """Computes weights in proportion to the softmax over time, 0 in the padding."""
-    if lengths is not None:
-        logits = jnp.where(frames.mask(logits, lengths) > 0, logits, -jnp.inf)
-    # The softmax's sum divides the sums over time, not the weights of every frame: fewer passes over them.
-    return jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
+@jax.custom_vjp
+def attended(
+    x: Frames, logits: Frames, shift: Float[Array, "#B 1 C"]
+) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
+    """Computes mean - shift and biased variance over time of frames weighted by the softmax of logits over time.
+
+    In float32 or wider, in two passes; the shift, which has no gradient, should be near the mean. The gradients of x
+    and logits are written out, w (m + 2 (x - mean) v) and w (m (x - mean) + v ((x - mean)^2 - variance)) for weights w
+    and the gradients m and v of mean and variance: nothing of the size of x is kept beside x and logits.
+    """
+    return _attended(x, logits, shift)[0]
+
+
+def _attended(x, logits, shift):
+    exact = logits.astype(wide(x.dtype))
+    top = exact.max(1, keepdims=True)
+    weights, centred = jnp.exp(exact - top), x.astype(exact.dtype) - shift
+    # The softmax's sum divides the sums over time, not the weights of every frame.
+    total, mean, square = jax.lax.optimization_barrier(
+        tuple(sums.sum(1, keepdims=True) for sums in (weights, weights * centred, weights * jnp.square(centred)))
+    )
+    mean = mean / total
+    variance = jnp.maximum(square / total - jnp.square(mean), 0)
+    return (mean, variance), (x, logits, shift, top, total, mean, variance)
+
+
+def _attended_gradient(saved, gradients):
+    x, logits, shift, top, total, mean, variance = saved
+    of_mean, of_variance = gradients
+    weights = jnp.exp(logits.astype(top.dtype) - top) / total
+    centred = x.astype(top.dtype) - shift - mean
+    of_x = weights * (of_mean + 2 * centred * of_variance)
+    of_logits = weights * (of_mean * centred + of_variance * (jnp.square(centred) - variance))
+    return of_x.astype(x.dtype), of_logits.astype(logits.dtype), jnp.zeros_like(shift)
+
+
+attended.defvjp(_attended, _attended_gradient)
 
 
 class AttentiveStatisticsPooling(nn.Module):
@@ -129,21 +168,23 @@ class AttentiveStatisticsPooling(nn.Module):
     variance_floor: float = 1e-12
 
     @nn.compact
-    def __call__(self, x: Frames, train: bool, lengths: Lengths = None) -> Float[Array, "B 2*C"]:
-        channels = x.shape[-1]
-        xw = x.astype(wide(x.dtype))
-        context = jnp.concatenate(self._statistics(xw, lengths), axis=-1)
-        hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x, context)
-        hidden = BatchNorm(name="tdnn_norm")(nn.relu(hidden), train)
-        logits = Conv(channels, dtype=self.dtype, name="conv")(nn.tanh(hidden)).astype(xw.dtype)
-        weights = attention_weights(logits, lengths)
-        return jnp.concatenate(self._statistics(xw, lengths, weights), axis=-1)[:, 0]
+    def __call__(self, x: Normed, train: bool, lengths: Lengths = None) -> Float[Array, "B 2*C"]:
+        mean, variance = frames.moments(x.raw.astype(wide(x.raw.dtype)) - x.shift, lengths)
+        hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x, self._statistics(x, mean, variance))
+        hidden = BatchNorm(name="tdnn_norm")(rectify(hidden), train)
+        # A number added to all logits changes nothing: their bias has no gradient.
+        logits = Conv(x.raw.shape[-1], dtype=self.dtype, bias_gradient=False, name="conv")(nn.tanh(hidden))
+        logits = frames.without_padding(logits, lengths)
+        shift = jax.lax.stop_gradient(mean)
+        off, variance = attended(x.raw, logits, x.shift + shift)
+        return self._statistics(x, shift + off, variance)[:, 0]
 
     def _statistics(
-        self, x: Frames, lengths: Lengths, weights: Frames | None = None
-    ) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
-        centre, variance = frames.mean_and_variance(x, lengths, weights)
-        return centre, jnp.sqrt(jnp.maximum(variance, self.variance_floor))
+        self, x: Normed, mean: Float[Array, "B 1 C"], variance: Float[Array, "B 1 C"]
+    ) -> Float[Array, "B 1 2*C"]:
+        """Returns mean and deviation of normed frames, from the mean of x - shift and the variance of x."""
+        variance = jnp.maximum(jnp.square(x.gain) * variance, self.variance_floor)
+        return jnp.concatenate([x.norm(mean), jnp.sqrt(variance)], axis=-1)
 
 
 class ECAPA(nn.Module):
@@ -167,7 +208,7 @@ class ECAPA(nn.Module):
     ) -> Float[Array, "B {self.embedding_size}"]:
         frames.check_mode(train, lengths)
         x = features.astype(self.dtype)
-        x = TDNN(self.channels[0], KERNEL_SIZES[0], DILATIONS[0], self.dtype, name="tdnn")(x, train, lengths)
+        x: Any = TDNN(self.channels[0], KERNEL_SIZES[0], DILATIONS[0], self.dtype, name="tdnn")(x, train, lengths)
         outputs = []
         se_res2_block = nn.remat(SERes2Block, static_argnums=(2,)) if self.remat else SERes2Block
         for i in range(1, len(self.channels) - 1):
@@ -181,6 +222,8 @@ class ECAPA(nn.Module):
                 name=f"block_{i}",
             )
             x = block(x, train, lengths)
+            if i < len(self.channels) - 2:  # written once, rather than computed again for the concatenation
+                x = jax.lax.optimization_barrier(x)
             outputs.append(x)
         x = jnp.concatenate(outputs, axis=-1)
         x = TDNN(self.channels[-1], KERNEL_SIZES[-1], DILATIONS[-1], self.dtype, name="mfa")(x, train, lengths)

@@ -1,12 +1,13 @@
 """WeSpeaker's ECAPA-TDNN (Desplanques et al., arXiv 2005.07143): silence around sequences, another pooling."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
-from sdpn_jax.models.ecapa import TDNN, ContextConv, SERes2Block, attention_weights
+from sdpn_jax.models.ecapa import TDNN, ContextConv, SERes2Block, attended
 from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, wide
 
@@ -28,15 +29,16 @@ class AttentivePooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames, lengths: Lengths = None) -> Float[Array, "B 2*C"]:
-        xw = x.astype(wide(x.dtype))
         if self.global_context:
-            context = frames.mean_and_deviation(xw, lengths, VARIANCE_FLOOR)[:, None]
+            context = frames.mean_and_deviation(x.astype(wide(x.dtype)), lengths, VARIANCE_FLOOR)[:, None]
             hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x, context)
         else:
             hidden = Conv(self.attention, dtype=self.dtype, name="tdnn_conv")(x)
-        logits = Conv(x.shape[-1], dtype=self.dtype, name="conv")(nn.tanh(hidden)).astype(xw.dtype)
-        centre, variance = frames.mean_and_variance(xw, lengths, attention_weights(logits, lengths))
-        return jnp.concatenate([centre, jnp.sqrt(jnp.maximum(variance, VARIANCE_FLOOR))], axis=-1)[:, 0]
+        logits = Conv(x.shape[-1], dtype=self.dtype, bias_gradient=False, name="conv")(nn.tanh(hidden))
+        logits = frames.without_padding(logits, lengths)
+        shift = jax.lax.stop_gradient(frames.mean(x.astype(wide(x.dtype)), lengths))
+        off, variance = attended(x, logits, shift)
+        return jnp.concatenate([shift + off, jnp.sqrt(jnp.maximum(variance, VARIANCE_FLOOR))], axis=-1)[:, 0]
 
 
 class WeSpeakerECAPA(nn.Module):

@@ -18,6 +18,11 @@ def mask(x: Frames, lengths: Int[Array, " B"]) -> Float[Array, "B T 1"]:
     return (jnp.arange(x.shape[1])[None, :, None] < lengths[:, None, None]).astype(x.dtype)
 
 
+def without_padding(logits: Frames, lengths: Lengths) -> Frames:
+    """Puts -inf in the padding, so that a softmax over time gives it no weight."""
+    return logits if lengths is None else jnp.where(mask(logits, lengths) > 0, logits, -jnp.inf)
+
+
 def check_mode(train: bool, lengths: Lengths) -> None:
     """Raises ValueError for padded sequences in training."""
     if train and lengths is not None:
@@ -40,6 +45,12 @@ def mean_and_variance(
     centre = mean(x, lengths, weights)
     # About the mean the variance is stationary: no gradient flows through it there, and none need be computed.
     return centre, mean(jnp.square(x - jax.lax.stop_gradient(centre)), lengths, weights)
+
+
+def moments(x: Frames, lengths: Lengths = None) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
+    """Computes mean and biased variance over time in one pass, which wants frames whose mean is near 0."""
+    centre = mean(x, lengths)
+    return centre, jnp.maximum(mean(jnp.square(x), lengths) - jnp.square(centre), 0)
 
 
 def mean_and_deviation(x: Frames, lengths: Lengths, floor: float) -> Float[Array, "B 2*C"]:

@@ -1,9 +1,9 @@
 """Building blocks shared by encoders and head: convolution over time, norms."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Self, TypeAlias
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
+from sdpn_jax.models.products import convolution, product
 
 Activations: TypeAlias = Float[Array, "*n C"]
 OfChannels: TypeAlias = Float[Array, " C"]
@@ -41,11 +42,72 @@ def instance_norm(
     return jax.lax.stop_gradient((x - centre) * jax.lax.rsqrt(variance + epsilon))
 
 
+class Normed(flax.struct.PyTreeNode):
+    """Activations whose batch norm is still to be applied: they stand for (raw - shift) * gain + bias by channel.
+
+    What reads them applies it: a convolution to its kernel, a mean to its result. So raw is all that is written to
+    memory and kept for the backward pass. `shift` is the running mean, near which sums lose no digits; no gradient
+    flows to it.
+    """
+
+    raw: Activations
+    shift: OfChannels
+    gain: OfChannels
+    bias: OfChannels
+
+    def exact(self) -> Activations:
+        """Applies the norm, in float32 or wider."""
+        return self.norm(self.raw.astype(wide(self.raw.dtype)) - self.shift)
+
+    def value(self) -> Activations:
+        """Applies the norm, in x's type."""
+        return self.exact().astype(self.raw.dtype)
+
+    def norm(self, centred: Activations) -> Activations:
+        """Applies the norm to what is of raw - shift, such as its mean over time."""
+        return centred * self.gain + self.bias
+
+    def split(self, count: int) -> list[Self]:
+        """Splits the channels into `count` groups."""
+        parts = zip(
+            *(jnp.split(part, count, axis=-1) for part in (self.raw, self.shift, self.gain, self.bias)), strict=True
+        )
+        return [type(self)(*part) for part in parts]
+
+    @classmethod
+    def joined(cls, groups: Sequence[Self]) -> Self:
+        """Lays the channels of groups side by side."""
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *groups)
+
+
+def with_norm(
+    norm: Normed, kernel: Float[Array, "*taps K F"], bias: OfChannels, dtype: DTypeLike
+) -> tuple[Float[Array, "*taps K F"], OfChannels]:
+    """Applies a norm to kernel and bias of what reads it: raw @ kernel + bias is then what it was of normed frames.
+
+    The kernel will be rounded once, to dtype; what rounding does to shift @ kernel is made up for.
+    """
+    taps = tuple(range(kernel.ndim - 2))
+    bias = bias + norm.bias @ kernel.sum(taps)
+    kernel = norm.gain[:, None] * kernel
+    rounded = kernel + jax.lax.stop_gradient(kernel.astype(dtype).astype(kernel.dtype) - kernel)
+    return kernel, bias - norm.shift @ rounded.sum(taps)
+
+
+@jax.custom_vjp
+def rectify(x: Activations) -> Activations:
+    """Computes max(x, 0), of which the backward pass needs the result alone."""
+    return jnp.maximum(x, 0)
+
+
+rectify.defvjp(lambda x: (rectify(x),) * 2, lambda y, gradient: (jnp.where(y != 0, gradient, 0),))
+
+
 class Conv(nn.Module):
     """Convolution over time; `pad`, a function of frames.py, puts frames around each sequence, up to its true end.
 
-    The taps are laid side by side, so that the convolution is one product [B T, taps C] x [taps C, features]; on CPUs
-    it is faster than XLA's dilated convolution and than a sum over taps.
+    The norm of Normed frames is applied to the kernel, which comes to the same: reflected frames are normed as any
+    others. Where zeros stand around the frames it is applied to the frames. Without `bias_gradient` the bias stays.
     """
 
     features: int
@@ -53,18 +115,26 @@ class Conv(nn.Module):
     dilation: int = 1
     dtype: DTypeLike = jnp.float32
     pad: Pad = frames.reflect_pad
+    bias_gradient: bool = True
 
     @nn.compact
-    def __call__(self, x: frames.Frames, lengths: frames.Lengths = None) -> Float[Array, "B T {self.features}"]:
-        channels, taps = x.shape[-1], self.kernel_size
-        init = fan_in_uniform(channels * taps)
-        kernel = self.param("kernel", init, (taps, channels, self.features))
+    def __call__(
+        self, x: frames.Frames | Normed, lengths: frames.Lengths = None
+    ) -> Float[Array, "B T {self.features}"]:
+        taps = self.kernel_size
+        if isinstance(x, Normed) and taps > 1 and self.pad is frames.zero_pad:
+            x = x.value()
+        raw = x.raw if isinstance(x, Normed) else x
+        init = fan_in_uniform(raw.shape[-1] * taps)
+        kernel = self.param("kernel", init, (taps, raw.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        num_frames = x.shape[1]
-        x = self.pad(x.astype(self.dtype), self.dilation * (taps - 1) // 2, lengths)
-        starts = range(0, taps * self.dilation, self.dilation)
-        x = jnp.concatenate([x[:, start : start + num_frames] for start in starts], axis=-1)
-        return x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+        bias = bias if self.bias_gradient else jax.lax.stop_gradient(bias)
+        if isinstance(x, Normed):
+            kernel, bias = with_norm(x, kernel, bias, self.dtype)
+        raw = raw.astype(self.dtype)
+        if taps == 1:
+            return product(raw, kernel[0], bias)
+        return convolution(self.pad(raw, self.dilation * (taps - 1) // 2, lengths), kernel, bias, self.dilation)
 
 
 class BatchNorm(nn.Module):
@@ -81,8 +151,12 @@ class BatchNorm(nn.Module):
     affine: bool = True
     initial_scale: float | Sequence[float] = 1.0
 
-    @nn.compact
     def __call__(self, x: Activations, train: bool) -> Activations:
+        return self.pending(x, train).value()
+
+    @nn.compact
+    def pending(self, x: Activations, train: bool) -> Normed:
+        """Computes the norm of x, and leaves it to be applied by what reads it."""
         features = x.shape[-1]
         scale = (
             self.param("scale", nn.initializers.constant(np.asarray(self.initial_scale)), (features,))
@@ -92,57 +166,26 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,)) if self.affine else jnp.zeros(features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        shift = jax.lax.stop_gradient(running_mean.value)
         if not train:
-            gain = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return ((x.astype(wide(x.dtype)) - running_mean.value) * gain + bias).astype(x.dtype)
-        normalised: Any = normalise_batch(x, scale, bias, self.epsilon)
-        y, mean, var = normalised
+            return Normed(x, shift, scale * jax.lax.rsqrt(running_var.value + self.epsilon), bias)
+        off, var = moments(x, shift)
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
         if not self.is_initializing():
             count = x.size // features
             unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
+            running_mean.value = shift + (1 - self.decay) * off
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        return y
+        return Normed(x, shift, gain, bias - off * gain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise_batch(
-    x: Activations, scale: OfChannels, bias: OfChannels, epsilon: float
-) -> tuple[Activations, OfChannels, OfChannels]:
-    """Computes (x - mean) / sqrt(var + epsilon) * scale + bias over all axes but the last, in float32; also mean, var.
+def moments(x: Activations, shift: OfChannels) -> tuple[OfChannels, OfChannels]:
+    """Computes the means of x - shift over all axes but the last and the biased variances, in float32 or wider.
 
-    Its gradient is written out (Ioffe and Szegedy, arXiv 1502.03167, section 3), which takes one pass over x and the
-    gradient for its two sums and another for the result, half of the time that automatic differentiation takes. No
-    gradient flows from mean and var, which only the running averages use.
+    Both come of one pass over x, whose sums devices exchange together. What is lost to rounding is as large as the
+    square of mean - shift, in units of the type's last digit: shift should be near the mean, next to the deviation.
     """
-    return _normalise_batch(x, scale, bias, epsilon)[0]
-
-
-def _normalise_batch(
-    x: Activations, scale: OfChannels, bias: OfChannels, epsilon: float
-) -> tuple[tuple[Activations, OfChannels, OfChannels], tuple[Activations, OfChannels, OfChannels, OfChannels]]:
-    axes = tuple(range(x.ndim - 1))
-    xw = x.astype(wide(x.dtype))
-    mean = xw.mean(axes)
-    var = jnp.square(xw - mean).mean(axes)
-    inverse = jax.lax.rsqrt(var + epsilon)
-    y = ((xw - mean) * (inverse * scale) + bias).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, inverse)
-
-
-def _normalise_batch_gradient(
-    epsilon: float,
-    saved: tuple[Activations, OfChannels, OfChannels, OfChannels],
-    gradients: tuple[Activations, OfChannels, OfChannels],
-) -> tuple[Activations, OfChannels, OfChannels]:
-    x, scale, mean, inverse = saved
-    axes = tuple(range(x.ndim - 1))
-    gradient = gradients[0].astype(wide(x.dtype))
-    normalised = (x.astype(wide(x.dtype)) - mean) * inverse
-    of_bias, of_scale = gradient.sum(axes), (gradient * normalised).sum(axes)
-    count = x.size // x.shape[-1]
-    of_x = (inverse * scale) * (gradient - of_bias / count - normalised * (of_scale / count))
-    return of_x.astype(x.dtype), of_scale, of_bias
-
-
-normalise_batch.defvjp(_normalise_batch, _normalise_batch_gradient)
+    centred, axes = x.astype(wide(x.dtype)) - shift, tuple(range(1, x.ndim - 1))
+    # First over each sequence: there the means are wanted by other layers too.
+    mean, square = centred.mean(axes).mean(0), jnp.square(centred).mean(axes).mean(0)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)

@@ -22,7 +22,12 @@ OPSET, IR_VERSION = 13, 7
 TYPES = {np.dtype(name) for name in ("float32", "int32", "int64", "bool")}
 Value: TypeAlias = np.ndarray | str  # numbers known now, or the name of a tensor
 Size: TypeAlias = Any  # an int, or JAX's expression of sizes such as floordiv(T - 1, 2) + 1
-CALLS = {"custom_jvp_call": "call_jaxpr", "jit": "jaxpr", "remat2": "jaxpr"}  # and where they keep what they call
+CALLS = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}  # and where they keep what they call
 ELEMENTWISE = {
     "abs": "Abs", "add": "Add", "and": "And", "div": "Div", "eq": "Equal", "exp": "Exp", "ge": "GreaterOrEqual",
     "gt": "Greater", "le": "LessOrEqual", "log": "Log", "logistic": "Sigmoid", "lt": "Less", "min": "Min", "mul": "Mul",
@@ -119,6 +124,12 @@ class Graph:
         name, parameters = equation.primitive.name, equation.params
         if name == "jit" and parameters["name"] == "rectified":  # of models/resnet.py
             return [self.add("Relu", *inputs)]
+        if name in ("platform_index", "optimization_barrier"):
+            # Of functions for several platforms the last is for any other.
+            return [np.asarray(len(parameters["platforms"]) - 1)] if name == "platform_index" else inputs
+        if name == "cond" and isinstance(inputs[0], np.ndarray):
+            branch = parameters["branches"][int(inputs[0])]
+            return self._run(branch.jaxpr, branch.consts, inputs[1:])
         if name in CALLS:
             inner = parameters[CALLS[name]]
             return self._run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)

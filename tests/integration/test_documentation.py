@@ -35,8 +35,8 @@ SHORT = (
 MORE = {
     "train": SHORT,
     "python -m sdpn_jax.main": SHORT,
-    "stages": f"--config.data_dir=data/mine {SHORT} --config.stages.clusters=4 --config.stages.method=kmeans --config.held_out_frames=40 "
-    "--config.stages.rounds=1 --config.stages.large_margin=",
+    "stages": f"--config.data_dir=data/mine {SHORT} --config.stages.clusters=4 --config.stages.method=kmeans "
+    "--config.held_out_frames=40 --config.stages.rounds=1 --config.stages.large_margin=",
     "demo": SHORT,
     "prepare": "--workers=1 --augmentations=1",
     "cluster": "--clusters=4",
