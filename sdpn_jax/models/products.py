@@ -34,7 +34,7 @@ def convolution(x: Padded, kernel: Kernel, bias: Float[Array, " F"], dilation: i
 
     The frames that the taps see are laid side by side, so that it is one product [B T, taps C] x [taps C, F]: on CPUs
     that is faster than XLA's dilated convolution and than a sum over taps. NVIDIA's library convolves without writing
-    them; only for the kernel's gradient XLA knows no convolution there that is fast, and it stays a product.
+    them; there the kernel's gradient is rounded to x's type, once.
     """
     return _forward(x, kernel, dilation) + bias.astype(x.dtype)
 
@@ -47,10 +47,8 @@ def _convolution(x: Padded, kernel: Kernel, bias: Array, dilation: int) -> tuple
 
 def _convolution_gradient(dilation: int, saved: tuple[Padded, Kernel], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel = saved
-    taken = side_by_side(x, len(kernel), dilation)
-    of_kernel = jnp.tensordot(taken, gradient, ((0, 1), (0, 1)), preferred_element_type=kernel.dtype)
-    of_bias = gradient.astype(kernel.dtype).sum((0, 1))
-    return _backward(gradient, kernel, dilation), of_kernel.reshape(kernel.shape), of_bias
+    of_kernel = _of_kernel(x, gradient, len(kernel), dilation).astype(kernel.dtype)
+    return _backward(gradient, kernel, dilation), of_kernel, gradient.astype(kernel.dtype).sum((0, 1))
 
 
 convolution.defvjp(_convolution, _convolution_gradient)
@@ -91,6 +89,29 @@ def _backward(gradient: Float[Array, "B T F"], kernel: Kernel, dilation: int) ->
         return _convolve(gradient, kernel[::-1].swapaxes(1, 2), dilation, around)
 
     return on_nvidia(by_library, as_product)(gradient, kernel.astype(gradient.dtype))
+
+
+def _of_kernel(x: Padded, gradient: Float[Array, "B T F"], taps: int, dilation: int) -> Kernel:
+    """Computes the gradient of the kernel."""
+    shape = taps, x.shape[-1], gradient.shape[-1]
+
+    def as_product(x: Padded, gradient: Array) -> Kernel:
+        taken = side_by_side(x, taps, dilation)
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.tensordot(taken, gradient, ((0, 1), (0, 1)), preferred_element_type=exact).reshape(shape)
+
+    def by_library(x: Padded, gradient: Array) -> Kernel:
+        # XLA knows this convolution only without dilation: every dilation-th frame makes a row of its own.
+        rows = lambda frames: frames.reshape(len(frames), -1, dilation, frames.shape[-1])  # noqa: E731
+        more = ((0, 0), (0, -gradient.shape[1] % dilation), (0, 0))
+        x, gradient = (rows(jnp.pad(frames, more)) for frames in (x, gradient))
+        convolved = lambda kernel: jax.lax.conv_general_dilated(  # noqa: E731
+            x, kernel[:, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        of_kernel = jax.linear_transpose(convolved, jax.ShapeDtypeStruct(shape, x.dtype))(gradient)[0]
+        return of_kernel.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return on_nvidia(by_library, as_product)(x, gradient)
 
 
 def _convolve(x: Array, kernel: Kernel, dilation: int, pad: int = 0) -> Array:

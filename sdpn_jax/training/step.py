@@ -180,9 +180,9 @@ def weighted(terms: Mapping[str, losses.Scalar], objective: Objective) -> losses
 def movement(gradients: Any, updates: Any, student: Any, teacher: Any) -> Metrics:
     """Measures the step and how far apart student and teacher are, relative to the student's norm."""
     return {
-        "gradient_norm": optax.tree.norm(gradients),
-        "update_norm": optax.tree.norm(updates),
-        "ema_distance": optax.tree.norm(optax.tree.sub(student, teacher)) / optax.tree.norm(student),
+        "gradient_norm": optim.norm(gradients),
+        "update_norm": optim.norm(updates),
+        "ema_distance": optim.norm(optax.tree.sub(student, teacher)) / optim.norm(student),
     }
 
 
