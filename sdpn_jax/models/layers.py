@@ -90,8 +90,8 @@ def with_norm(
     taps = tuple(range(kernel.ndim - 2))
     bias = bias + norm.bias @ kernel.sum(taps)
     kernel = norm.gain[:, None] * kernel
-    rounded = kernel + jax.lax.stop_gradient(kernel.astype(dtype).astype(kernel.dtype) - kernel)
-    return kernel, bias - norm.shift @ rounded.sum(taps)
+    rounding = jax.lax.stop_gradient(kernel.astype(dtype).astype(kernel.dtype) - kernel) if dtype != kernel.dtype else 0
+    return kernel, bias - norm.shift @ (kernel + rounding).sum(taps)
 
 
 @jax.custom_vjp

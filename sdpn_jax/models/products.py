@@ -1,4 +1,4 @@
-"""Products and convolutions over time in the compute type, their gradients for parameters in float32."""
+"""Products and convolutions over time in the compute type, with gradients that are summed in float32."""
 
 import functools
 from collections.abc import Callable
@@ -14,14 +14,18 @@ Kernel = Float[Array, "taps C F"]
 
 @jax.custom_vjp
 def product(x: Float[Array, "*n K"], kernel: Float[Array, "K F"], bias: Float[Array, " F"]) -> Float[Array, "*n F"]:
-    """Computes x @ kernel + bias in x's type; the gradients of kernel and bias are in their own, not rounded to x's."""
+    """Computes x @ kernel + bias in x's type.
+
+    All gradients are summed in float32 or wider; that of the bias stays so, those of x and kernel are rounded to x's
+    type, once: devices send each other half as much.
+    """
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def _product_gradient(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel = saved
     axes = tuple(range(x.ndim - 1))
-    of_kernel = jnp.tensordot(x, gradient, (axes, axes), preferred_element_type=kernel.dtype)
+    of_kernel = jnp.tensordot(x, gradient, (axes, axes)).astype(kernel.dtype)
     return gradient @ kernel.astype(x.dtype).T, of_kernel, gradient.astype(kernel.dtype).sum(axes)
 
 
@@ -34,7 +38,7 @@ def convolution(x: Padded, kernel: Kernel, bias: Float[Array, " F"], dilation: i
 
     The frames that the taps see are laid side by side, so that it is one product [B T, taps C] x [taps C, F]: on CPUs
     that is faster than XLA's dilated convolution and than a sum over taps. NVIDIA's library convolves without writing
-    them; there the kernel's gradient is rounded to x's type, once.
+    them.
     """
     return _forward(x, kernel, dilation) + bias.astype(x.dtype)
 
@@ -97,8 +101,7 @@ def _of_kernel(x: Padded, gradient: Float[Array, "B T F"], taps: int, dilation: 
 
     def as_product(x: Padded, gradient: Array) -> Kernel:
         taken = side_by_side(x, taps, dilation)
-        exact = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.tensordot(taken, gradient, ((0, 1), (0, 1)), preferred_element_type=exact).reshape(shape)
+        return jnp.tensordot(taken, gradient, ((0, 1), (0, 1))).reshape(shape)
 
     def by_library(x: Padded, gradient: Array) -> Kernel:
         # XLA knows this convolution only without dilation: every dilation-th frame makes a row of its own.
@@ -108,8 +111,7 @@ def _of_kernel(x: Padded, gradient: Float[Array, "B T F"], taps: int, dilation: 
         convolved = lambda kernel: jax.lax.conv_general_dilated(  # noqa: E731
             x, kernel[:, None], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        of_kernel = jax.linear_transpose(convolved, jax.ShapeDtypeStruct(shape, x.dtype))(gradient)[0]
-        return of_kernel.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jax.linear_transpose(convolved, jax.ShapeDtypeStruct(shape, x.dtype))(gradient)[0]
 
     return on_nvidia(by_library, as_product)(x, gradient)
 
