@@ -43,6 +43,8 @@ def verify(
         print(json_format.dumps({"recordings": [a, b], **dataclasses.asdict(verdict)}))
     else:
         said = "same speaker" if verdict.same_speaker else "different speakers"
+        if verdict.probability is not None:
+            said += f" (probability of the same one {100 * verdict.probability:.1f} %)"
         digits = 4 if f"{verdict.score:.4f}" != f"{verdict.threshold:.4f}" else 9  # a near miss must not look like none
         print(f"score {verdict.score:.{digits}f}, threshold {verdict.threshold:.{digits}f}: {said}")
     return OK if verdict.same_speaker else VERDICT

@@ -69,9 +69,40 @@ def read_audio(
     AudioError for a file that is missing, no file, unreadable, cut, too long, shorter than 0.1 s, silent, without the
     channel, or with NaN or infinite samples.
     """
+    with _told(), opened(path) as file:
+        return _to_16_khz(decode.blocks_of(file, reading.max_seconds, start, end), reading.channel)
+
+
+def read_open(file: BinaryIO, reading: Reading = DEFAULT) -> Float32[np.ndarray, " N"]:
+    """Reads an open file, or bytes in an io.BytesIO, as `read_audio` does."""
+    with _told():
+        return _to_16_khz(decode.blocks_of(file, reading.max_seconds), reading.channel)
+
+
+def blocks_at_16_khz(path: str | os.PathLike, reading: Reading = DEFAULT) -> Iterator[Float32[np.ndarray, " n"]]:
+    """Yields a recording of any length piece by piece, at most a few MiB each, as 16 kHz mono float32 [n].
+
+    Raises AudioError as `read_audio` does: at the piece where it shows, at the end for a recording that is silent or
+    too short. Float samples in integer scale are refused: their scale is known only at the end.
+    """
+    count, total, low, high, loudest = 0, 0.0, np.inf, -np.inf, 0.0
+    with _told(), opened(path) as file:
+        for mono, loudest in _pieces(decode.blocks_of(file, reading.max_seconds), reading.channel):
+            if loudest > INTEGER_PEAK:
+                raise AudioError(f"float samples in integer scale, up to {loudest:,.0f}: convert them to 16 bits")
+            if len(mono):
+                count, total = count + len(mono), total + float(mono.sum(dtype=np.float64))
+                low, high = min(low, float(mono.min())), max(high, float(mono.max()))
+                yield mono
+        _check_length(count)
+        _check_sound(low, high, total / count, loudest)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turns whatever a file makes the decoders raise into an AudioError."""
     try:
-        with opened(path) as file:
-            return _to_16_khz(decode.blocks_of(file, reading.max_seconds, start, end), reading.channel)
+        yield
     except OSError as error:
         raise AudioError(error.strerror or "cannot be opened") from error
     except (AudioError, UserError):
@@ -112,7 +143,15 @@ def at_16_khz(samples: np.ndarray, rate: float, channel: int | None = None) -> F
 
 
 def _to_16_khz(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) -> np.ndarray:
-    resampler, samples, loudest = None, bytearray(), 0.0
+    samples, loudest = bytearray(), 0.0
+    for mono, loudest in _pieces(blocks, channel):  # noqa: B007
+        samples += mono.data
+    return _checked(np.frombuffer(samples, np.float32), loudest)
+
+
+def _pieces(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) -> Iterator[tuple[np.ndarray, float]]:
+    """Blocks as 16 kHz mono, each with the greatest absolute sample so far of all channels."""
+    resampler, loudest = None, 0.0
     for rate, block in blocks:
         low, high = float(block.min(initial=0)), float(block.max(initial=0))
         if not np.isfinite([low, high]).all():  # a NaN would be both
@@ -124,10 +163,9 @@ def _to_16_khz(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) 
         if rate != SAMPLE_RATE:
             resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
             mono = resampler.resample_chunk(mono)
-        samples += mono.data
+        yield mono, loudest
     if resampler:
-        samples += resampler.resample_chunk(np.zeros(0, np.float32), last=True).data
-    return _checked(np.frombuffer(samples, np.float32), loudest)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True), loudest
 
 
 def _one_channel(block: np.ndarray, channel: int | None) -> np.ndarray:
@@ -140,20 +178,27 @@ def _one_channel(block: np.ndarray, channel: int | None) -> np.ndarray:
 
 def _checked(mono: np.ndarray, loudest: float) -> np.ndarray:
     """The samples, scaled if they are integers; `loudest` is the greatest of all channels."""
-    if not len(mono):
-        raise AudioError("no samples")
-    if len(mono) < MIN_SECONDS * SAMPLE_RATE:
-        raise AudioError(f"shorter than {MIN_SECONDS} s")
+    _check_length(len(mono))
     if loudest > INTEGER_PEAK:
         scale = next(scale for scale in INTEGER_SCALES if loudest <= scale)
         mono, loudest = mono / np.float32(scale), loudest / scale
-    low, high, mean = float(mono.min()), float(mono.max()), float(mono.mean(dtype=np.float64))
+    _check_sound(float(mono.min()), float(mono.max()), float(mono.mean(dtype=np.float64)), loudest)
+    return mono
+
+
+def _check_length(samples: int) -> None:
+    if not samples:
+        raise AudioError("no samples")
+    if samples < MIN_SECONDS * SAMPLE_RATE:
+        raise AudioError(f"shorter than {MIN_SECONDS} s")
+
+
+def _check_sound(low: float, high: float, mean: float, loudest: float) -> None:
     if max(high - mean, mean - low) < SILENCE_PEAK:
         if loudest < SILENCE_PEAK or loudest < 2 * max(high, -low):
             raise AudioError("silent")
         raise AudioError("silent: its channels cancel each other, or others than the one that is read hold the sound; "
                          "choose one with --channel")  # fmt: skip
-    return mono
 
 
 def hints_of(waveform: Float32[np.ndarray, " N"]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recordings of a domain as embeddings of the whole and of crops, for adapting a model to it."""
+"""Recordings of a domain as embeddings: with crops, for adapting a model to it; in halves, for its threshold."""
 
 import os
 from collections.abc import Iterator
@@ -59,3 +59,41 @@ def read(
     rows, numbered = np.concatenate(embedded), np.asarray(numbers)
     whole = numbered < 0
     return Domain(rows[whole], rows[~whole], numbered[~whole], notes.skipped)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """ids of N recordings, embeddings [N, parts, D] of the whole of each (one part) or of its two halves.
+
+    skipped: (path, reason) of what could not be used.
+    """
+
+    ids: list[str]
+    embeddings: Float[np.ndarray, "N parts D"]
+    skipped: list[tuple[str, str]]
+
+
+def read_parts(
+    model: str | os.PathLike, source: str | os.PathLike, parts: int, reading: audio.Reading = audio.DEFAULT
+) -> Parts:
+    """Embeds recordings whole (parts=1) or in two halves (2) as `sdpn verify` would; adaptation and all.
+
+    Recordings whose halves would be shorter than a second are skipped. model: as in `load_network`; source: as in
+    `corpus.plan`. Raises UserError when no recording can be used.
+    """
+    embed, _, front_end = corpus.embedding_function(model)
+    notes, ids = corpus.Notes(), []
+
+    def log_mels() -> Iterator[LogMel]:
+        for name, log_mel in corpus.read_features(source, notes, reading, front_end):
+            if parts > 1 and len(log_mel) < parts * corpus.FRAMES_PER_SECOND:
+                notes.skipped.append((name, f"shorter than {parts} s"))
+                continue
+            ids.append(name)
+            yield from np.array_split(log_mel, parts)
+
+    embedded = list(corpus.embed_in_turn(embed, log_mels()))
+    if not embedded:
+        raise UserError(f"none of the {len(notes.skipped)} recordings in {source} can be used")
+    rows = np.concatenate(embedded)
+    return Parts(ids, rows.reshape(len(ids), parts, -1), notes.skipped)

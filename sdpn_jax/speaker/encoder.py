@@ -11,22 +11,28 @@ from absl import logging
 from sdpn_jax import PRETRAINED
 from sdpn_jax.data import audio
 from sdpn_jax.data.front_ends import FRONT_ENDS
+from sdpn_jax.decision import Decision
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network
 from sdpn_jax.speaker import embedder
 from sdpn_jax.vectors import cosine
-from sdpn_jax.weights.load import load_network
+from sdpn_jax.weights.load import load_decided
 
 Recording: TypeAlias = str | os.PathLike | tuple[np.ndarray, float]  # a file, or (samples [N] or [N, channels], Hz)
+UNDECIDED = Decision()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two recordings are of one speaker: their cosine `score`, the `threshold`, and score >= threshold."""
+    """Whether two recordings are of one speaker: their cosine `score`, the `threshold`, and score >= threshold.
+
+    probability: of one speaker, where the model is calibrated (`sdpn calibrate`).
+    """
 
     score: float
     threshold: float
     same_speaker: bool
+    probability: float | None = None
 
 
 class SpeakerEncoder:
@@ -36,11 +42,11 @@ class SpeakerEncoder:
         self,
         network: Network,
         variables: dict,
-        threshold: float | None = None,
+        decision: Decision = UNDECIDED,
         reading: audio.Reading = audio.DEFAULT,
     ):
-        """threshold: the cosine from which `verify` accepts; None where none is known; reading: which channel."""
-        self.threshold = threshold
+        """decision: threshold and calibration of `verify`, where they are known; reading: which channel."""
+        self.threshold, self.calibration = decision.threshold, decision.calibration
         self.embedding_size = network.embedding_size
         self._network, self._embedder = network, embedder.Embedder(network)
         self._variables = self._embedder.put(variables)
@@ -48,7 +54,7 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike = PRETRAINED, reading: audio.Reading = audio.DEFAULT) -> "SpeakerEncoder":
-        """Loads the encoder in `path`; `sdpn_jax.weights.load.load_network` says what that may be and what is raised.
+        """Loads the encoder in `path`; `sdpn_jax.weights.load.load_decided` says what that may be and what is raised.
 
         Without a path it is the small one in the package, whose card, README.md beside it, tells its error rates.
 
@@ -57,7 +63,7 @@ class SpeakerEncoder:
         No setting of JAX is touched. With the variable JAX_COMPILATION_CACHE_DIR set to a folder, JAX keeps what it has
         compiled there, and the first embedding of the next process comes sooner.
         """
-        return cls(*load_network(path), reading)
+        return cls(*load_decided(path), reading)
 
     def embed(self, recordings: Recording | Sequence[Recording]) -> np.ndarray:
         """Embeds one recording, float32 [D], or a list of N recordings, [N, D].
@@ -93,10 +99,11 @@ class SpeakerEncoder:
         if threshold is None:
             raise UserError(
                 "this model brings no threshold: give one (for example threshold_at_eer in the results.json of "
-                "`sdpn score`), or load a model folder that was exported with --results"
+                "`sdpn score`), or load a model folder that `sdpn calibrate` or `sdpn export --results` has given one"
             )
         score, threshold = self.similarity(a, b), float(threshold)
-        return Verdict(score, threshold, score >= threshold)
+        probability = self.calibration.probability(score) if self.calibration else None
+        return Verdict(score, threshold, score >= threshold, probability)
 
     def _embedding(self, x: Recording | np.ndarray) -> np.ndarray:
         if isinstance(x, np.ndarray):

@@ -31,6 +31,20 @@ def check_fields(content: Any, names: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} has an unknown field '{shown(unknown[0])}'")
 
 
+def check_calibration(content: Any) -> None:
+    """Checks a model's map from cosines to log-likelihood ratios; raises ValueError, which names the field."""
+    names = ("scale", "offset", "prior")
+    check_fields(content, names, "calibration")
+    for name in names:
+        value = content.get(name)
+        if type(value) not in (int, float) or not abs(value) < MOST_SIZE:  # NaN is not, either
+            raise ValueError(f"calibration.{name} is no number, or too large")
+    if not content["scale"] > 0:
+        raise ValueError("calibration.scale is not above 0")
+    if not 0 < content["prior"] < 1:
+        raise ValueError("calibration.prior is not between 0 and 1")
+
+
 def check_sizes(sizes: Any) -> None:
     """Checks what `network_of` shall take, before anything is made of it; raises ValueError, which names the field."""
     check_fields(sizes, (*SIZES, *COUNTS, *SWITCHES, *CHOICES, "channels", "blocks"), "model")

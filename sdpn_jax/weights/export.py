@@ -8,10 +8,11 @@ import numpy as np
 
 from sdpn_jax import storage
 from sdpn_jax.data.shards import read_metadata
+from sdpn_jax.decision import Calibration, Decision
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import ADAPTATION, sizes_of
 from sdpn_jax.weights import checks, model_folder, run
-from sdpn_jax.weights.load import load_network, located
+from sdpn_jax.weights.load import load_decided, load_network, located
 
 MOST_RESULTS = 16 << 20  # bytes
 MOST_TEXT = 300  # characters of a name on the card
@@ -133,14 +134,15 @@ def _export_loaded(
     with_head: bool,
 ) -> dict:
     place = located(source)
-    network, variables, threshold = load_network(place, which, step)
+    network, variables, decision = load_decided(place, which, step)
     about, origin = {"converted from": _line(os.fspath(source))}, model_folder.CONVERTED
     if model_folder.is_model(place):
         about, origin = model_folder.read_config(place)["about"], model_folder.TRAINED
     if results:
-        about, threshold = about | _measured(results), results["threshold_at_eer"]
+        about, decision = about | _measured(results), Decision(results["threshold_at_eer"])
     kept = _kept(variables, with_head)
-    model_folder.write_model(output, sizes_of(network), kept, about, threshold, license, origin)
+    sizes = sizes_of(network)
+    model_folder.write_model(output, sizes, kept, about, decision.threshold, license, origin, decision.calibration)
     return about
 
 
@@ -163,3 +165,20 @@ def export_adapted(
     facts = {"adapted from": _line(os.fspath(source))} | own | dict(about)
     sizes = sizes_of(network) | {"dtype": "float32", "remat": False}
     model_folder.write_model(output, sizes, variables, facts, None, license, model_folder.ADAPTED)
+
+
+def export_calibrated(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    calibration: Calibration,
+    about: Mapping[str, str | float],
+    license: str = "unknown",
+) -> None:
+    """Gives the model in `source`, what `load_network` takes, a calibration and its threshold.
+
+    output: a new model folder, or `source` itself where that is one; about: facts of the calibration.
+    """
+    place = located(source)
+    if storage.place(output) != place:
+        export_model(place, output, license=license)
+    model_folder.write_decision(output, Decision(calibration.threshold(), calibration), about)

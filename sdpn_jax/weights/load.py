@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sdpn_jax import storage
+from sdpn_jax.decision import Decision
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.weights import hub, model_folder, sdpn_names
@@ -51,7 +52,15 @@ def file_of(names: Collection[str], folder: str) -> str | None:
 def load_network(
     path: str | os.PathLike, which: str = "teacher", step: int | None = None
 ) -> tuple[Network, dict[str, Any], float | None]:
-    """Loads a trained encoder: (network, variables, threshold or None).
+    """Loads a trained encoder: (network, variables, threshold or None); see `load_decided`."""
+    network, variables, decision = load_decided(path, which, step)
+    return network, variables, decision.threshold
+
+
+def load_decided(
+    path: str | os.PathLike, which: str = "teacher", step: int | None = None
+) -> tuple[Network, dict[str, Any], Decision]:
+    """Loads a trained encoder: (network, variables, threshold and calibration where it has any).
 
     path: a model folder (`sdpn export`), a training workdir, a checkpoint of the released PyTorch code or of RDINO, of
     which the teacher is taken, an ECAPA-TDNN of 3D-Speaker or SpeechBrain, a ResNet or ECAPA-TDNN of WeSpeaker,
@@ -67,16 +76,16 @@ def load_network(
         from sdpn_jax.weights import run  # which loads Orbax
 
         network, variables, _ = run.read_network(path, step, which)
-        return network, variables, None
+        return network, variables, Decision()
     if not storage.exists(path):
         raise UserError(f"{path} does not exist: give a model folder, a training workdir or a PyTorch checkpoint")
     if which != "teacher" or step is not None:
         raise UserError(f"{path} is no training run: it has one network, no {which} and no steps to choose from")
     if storage.is_folder(path):
         network, variables, config = model_folder.read_model(path)
-        return network, variables, config["threshold"]
+        return network, variables, model_folder.decision_of(config)
     if path.suffix == ".safetensors":
         sizes, variables = sdpn_names.from_released(model_folder.read_arrays(path), str(path))
     else:
         sizes, variables = sdpn_names.read_encoder(path)
-    return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), None
+    return network_of(sizes), jax.tree.map(lambda x: np.asarray(x, np.float32), variables), Decision()

@@ -13,12 +13,14 @@ from safetensors.numpy import load_file, save
 
 from sdpn_jax import storage
 from sdpn_jax.data import features
+from sdpn_jax.decision import Calibration, Decision
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import ADAPTATION, ENCODER, FRONT_END, Network, initial_variables, network_of
 from sdpn_jax.weights import checks, sdpn_names
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MODEL_TYPE, FIELDS = "sdpn_jax", ("model_type", "model", "features", "threshold", "about")
+CALIBRATION = "calibration"  # a field that calibrated models have beside FIELDS
 HEAD = ("params/head/", "batch_stats/head/")
 NAMES = {
     "ecapa": "ECAPA-TDNN",
@@ -68,6 +70,7 @@ def write_model(
     threshold: float | None,
     license: str,
     origin: str = TRAINED,
+    calibration: Calibration | None = None,
 ) -> None:
     """Writes a model folder.
 
@@ -84,7 +87,7 @@ def write_model(
         "model_type": MODEL_TYPE,
         "model": dict(model),
         "features": _settings(model),
-        "threshold": threshold,
+        **_decided(Decision(threshold, calibration)),
         "about": dict(about),
     }
     storage.remove(folder / CONFIG)  # without it the folder is no model, until all is written
@@ -102,7 +105,30 @@ def write_model(
             facts="\n".join(f"- {name}: {value}" for name, value in about.items()),
         ),
     )
+    _write_config(folder, config)
+
+
+def _write_config(folder: storage.Place, config: Mapping) -> None:
     storage.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _decided(decision: Decision) -> dict[str, Any]:
+    """The fields of a decision."""
+    about = {CALIBRATION: dataclasses.asdict(decision.calibration)} if decision.calibration else {}
+    return {"threshold": decision.threshold, **about}
+
+
+def decision_of(config: Mapping) -> Decision:
+    """Takes the decision from the content of a config.json."""
+    calibration = config.get(CALIBRATION)
+    return Decision(config["threshold"], Calibration(**calibration) if calibration else None)
+
+
+def write_decision(folder: str | os.PathLike, decision: Decision, about: Mapping[str, str | float]) -> None:
+    """Gives a model folder another threshold and calibration; about: facts of them, which are added to the model's."""
+    folder = storage.place(folder)
+    config = {name: value for name, value in read_config(folder).items() if name != CALIBRATION}
+    _write_config(folder, {**config, **_decided(decision), "about": config["about"] | dict(about)})
 
 
 def _settings(model: Mapping) -> dict[str, Any]:
@@ -157,7 +183,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 def check_config(config: Any) -> None:
     """Raises ValueError, which names the field, if a config is not as `write_model` writes them."""
-    checks.check_fields(config, FIELDS, "the file")
+    checks.check_fields(config, (*FIELDS, CALIBRATION), "the file")
     missing = [name for name in FIELDS if name not in config]
     if missing:
         raise ValueError(f"it has no {missing[0]}")
@@ -167,6 +193,8 @@ def check_config(config: Any) -> None:
     checks.check_fields(config["features"], _settings(config["model"]), "features")
     if config["threshold"] is not None and not checks.is_cosine(config["threshold"]):
         raise ValueError("threshold is neither null nor a number from -1 to 1")
+    if CALIBRATION in config:
+        checks.check_calibration(config[CALIBRATION])
     about = config["about"]
     if type(about) is not dict or not all(type(fact) in (str, int, float) for fact in about.values()):
         raise ValueError("about is no object of texts and numbers")
