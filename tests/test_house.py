@@ -14,7 +14,9 @@ MAY_USE = {  # beside the modules at the root, which all may use
     "speaker": {"models", "data", "weights"},
     "training": {"models", "data", "eval", "weights", "speaker"},
     "compiled": {"models", "data", "training"},
-    "cli": {"models", "data", "eval", "weights", "speaker", "training", "compiled"},
+    "diarization": {"data", "speaker"},
+    "service": {"models", "data", "weights", "speaker", "diarization"},
+    "cli": {"models", "data", "eval", "weights", "speaker", "training", "compiled", "diarization", "service"},
 }
 AT_THE_ROOT = {"__init__": {"speaker"}, "main": {"cli"}, "demo": {"data", "eval", "speaker", "training"}}
 SEE_A_CONFIG = {

@@ -21,7 +21,7 @@ from sdpn_jax.errors import OK, VERDICT, UserError, one_line, returns_exit_code
 @returns_exit_code
 def identify(
     recordings: Annotated[list[str], Argument(help="Recordings, one speaker in each.")],
-    gallery: Annotated[str, Option(help="The gallery that `sdpn enrol` made.")],
+    gallery: Annotated[str, Option(help="The gallery that `sdpn enrol` or `sdpn serve` made.")],
     model: Model = PRETRAINED,
     threshold: Annotated[
         float | None, Option(help="The cosine from which it is the speaker; default: the model's.")
@@ -39,12 +39,13 @@ def identify(
     keep_compiled_programs()
     from sdpn_jax import SpeakerEncoder
     from sdpn_jax.speaker import gallery as galleries
+    from sdpn_jax.speaker import voices
 
     encoder = SpeakerEncoder.load(model, reading_of(channel, max_seconds))
-    speakers = galleries.read(gallery, encoder.fingerprint())
+    speakers = voices.gallery_in(gallery, encoder.fingerprint())
     threshold = encoder.threshold if threshold is None else threshold
     if threshold is None:
-        raise UserError("this model brings no threshold: give --threshold")
+        raise UserError("this model brings no threshold: give --threshold, or find one by `sdpn calibrate`")
     results = galleries.identify(speakers, recordings, encoder.embed(recordings), threshold, show)
     if json:
         print(json_format.dumps(results))

@@ -9,10 +9,12 @@ import typer
 
 from sdpn_jax.cli import options
 from sdpn_jax.cli.adapt import adapt
+from sdpn_jax.cli.calibrate import calibrate
 from sdpn_jax.cli.cluster import cluster
 from sdpn_jax.cli.compare import compare
 from sdpn_jax.cli.convert import convert
 from sdpn_jax.cli.demo import demo
+from sdpn_jax.cli.diarize import diarize
 from sdpn_jax.cli.embed import embed
 from sdpn_jax.cli.enrol import enrol
 from sdpn_jax.cli.export import export
@@ -21,6 +23,7 @@ from sdpn_jax.cli.inspect import inspect
 from sdpn_jax.cli.launch_check import launch_check
 from sdpn_jax.cli.prepare import prepare
 from sdpn_jax.cli.score import score
+from sdpn_jax.cli.serve import serve
 from sdpn_jax.cli.stages import stages
 from sdpn_jax.cli.train import train
 from sdpn_jax.cli.verify import verify
@@ -43,7 +46,10 @@ app.command(rich_help_panel=EVALUATION)(cluster)
 app.command(rich_help_panel=MODELS)(verify)
 app.command(rich_help_panel=MODELS)(enrol)
 app.command(rich_help_panel=MODELS)(identify)
+app.command(rich_help_panel=MODELS)(diarize)
 app.command(rich_help_panel=MODELS)(adapt)
+app.command(rich_help_panel=MODELS)(calibrate)
+app.command(rich_help_panel=MODELS)(serve)
 app.command(rich_help_panel=MODELS)(export)
 app.command(rich_help_panel=MODELS)(convert)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -29,11 +30,20 @@ EARLIER_FIELDS = (
 LogMels: TypeAlias = Sequence[Float[np.ndarray, "_T F"]]  # each of its own length
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """How frames of an utterance and rows of an incomplete batch are rounded up: each shape is a program to compile."""
+
+    length: Callable[[int], int]
+    rows: Callable[[int], int]
+
+
 class Embedder:
     """Embeds utterances of different lengths in padded batches; padding does not change the result."""
 
-    def __init__(self, network: Network):
-        self._size = network.embedding_size
+    def __init__(self, network: Network, shapes: "Shapes | None" = None):
+        """shapes: which padded batches there may be; by default many lengths, of which little is padding."""
+        self._size, self._shapes = network.embedding_size, shapes or Shapes(padded_length, few_sizes)
         mesh = Mesh(jax.local_devices(), ("data",))
         self._everywhere, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
         self._devices = mesh.size
@@ -50,8 +60,12 @@ class Embedder:
     def __call__(self, variables: dict, log_mels: LogMels) -> Float32[np.ndarray, "N D"]:
         """Embeds log-mels with the running statistics of `variables`, best as `put` returns them."""
         embeddings = np.zeros((len(log_mels), self._size), np.float32)
-        for rows, padded_frames in batches_of_similar_length([len(x) for x in log_mels], self.rows_at_once):
-            size = min(self.rows_at_once(padded_frames), few_sizes(-(-len(rows) // self._devices)) * self._devices)
+        for rows, padded_frames in batches_of_similar_length(
+            [len(x) for x in log_mels], self.rows_at_once, self._shapes.length
+        ):
+            size = min(
+                self.rows_at_once(padded_frames), self._shapes.rows(-(-len(rows) // self._devices)) * self._devices
+            )
             batch = np.zeros((size, padded_frames, log_mels[0].shape[1]), np.float32)
             lengths = np.full(len(batch), padded_frames, np.int32)
             for place, row in enumerate(rows):
@@ -100,7 +114,7 @@ def few_sizes(rows: int) -> int:
 
 
 def batches_of_similar_length(
-    lengths: Sequence[int], rows_at_once: Callable[[int], int]
+    lengths: Sequence[int], rows_at_once: Callable[[int], int], rounded: Callable[[int], int] = padded_length
 ) -> Iterator[tuple[list[int], int]]:
     """Yields batches of (positions in `lengths`, padded length in frames), every position exactly once.
 
@@ -109,10 +123,10 @@ def batches_of_similar_length(
     """
     buckets: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
-        buckets.setdefault(padded_length(length), []).append(row)
+        buckets.setdefault(rounded(length), []).append(row)
     waiting, last = [], 0
     for padded_frames, rows in sorted(buckets.items()):
-        if waiting and padded_frames > 2 * padded_length(lengths[waiting[0]]):  # the first is the shortest
+        if waiting and padded_frames > 2 * rounded(lengths[waiting[0]]):  # the first is the shortest
             yield waiting, last
             waiting = []
         waiting += rows
