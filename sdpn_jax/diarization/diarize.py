@@ -28,7 +28,7 @@ def diarize(
     method: str = clusters.METHODS[0],
     progress: Callable[[float], None] | None = None,
 ) -> Diarization:
-    """Finds who speaks when; speakers are "speaker 1", "speaker 2", ... by first appearance, one at a time.
+    """Finds who speaks when; speakers are "speaker1", "speaker2", ... by first appearance, one at a time.
 
     blocks: gives the recording's pieces, 16 kHz mono, anew at each call; embed: log-mels [T, F] of `features` to
     embeddings; speakers: how many there are, None: estimated, 8 at most; method: see `clusters`; progress: is told the
@@ -97,7 +97,7 @@ def _embedded(
 
 def _names(path: Int[np.ndarray, " C"]) -> dict[int, str]:
     """Names for the numbers of a path, by first appearance; who has no cell has none."""
-    return {number: f"speaker {place}" for place, number in enumerate(dict.fromkeys(path.tolist()), 1)}
+    return {number: f"speaker{place}" for place, number in enumerate(dict.fromkeys(path.tolist()), 1)}
 
 
 def _turns(cells: Int[np.ndarray, "C 3"], path: Int[np.ndarray, " C"], names: dict[int, str]) -> list[Turn]:

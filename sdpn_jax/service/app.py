@@ -12,7 +12,6 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from absl import logging
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -124,15 +123,15 @@ class Service:
     async def embed(self, request: Request) -> Response:
         """POST /embed."""
         async with self._form(request) as form, self._at_work():
-            heard, embeddings = await self._embedded(_recordings(form, "recording"))
-        return JSONResponse({"embeddings": embeddings.tolist(), "recordings": _about(heard, request)})
+            heard, embeddings = await self._embedded(_recordings(form, "recording"), request)
+        return JSONResponse({"embeddings": embeddings.tolist(), "recordings": _about(heard)})
 
     async def verify(self, request: Request) -> Response:
         """POST /verify."""
         threshold = self._threshold()
         async with self._form(request) as form, self._at_work():
             uploads = [_recordings(form, name, 1)[0] for name in ("a", "b")]
-            heard, (a, b) = await self._embedded(uploads)
+            heard, (a, b) = await self._embedded(uploads, request)
         score = float(cosine(a, b))
         return JSONResponse(
             {
@@ -140,7 +139,7 @@ class Service:
                 "threshold": threshold,
                 "probability": self._probability(score),
                 "same_speaker": score >= threshold,
-                "recordings": _about(heard, request),
+                "recordings": _about(heard),
             }
         )
 
@@ -148,7 +147,7 @@ class Service:
         """POST /identify."""
         threshold = self._threshold()
         async with self._form(request) as form, self._at_work():
-            heard, embeddings = await self._embedded(_recordings(form, "recording", 1))
+            heard, embeddings = await self._embedded(_recordings(form, "recording", 1), request)
         ranked = await asyncio.to_thread(self._ranked, embeddings[0])
         ranking = [
             {"name": name, "score": score, "probability": self._probability(score)} for name, score in ranked[:10]
@@ -160,7 +159,7 @@ class Service:
                 "threshold": threshold,
                 "ranking": ranking,
                 "position": self._map.position(embeddings[0]) if self._map else None,
-                "recordings": _about(heard, request),
+                "recordings": _about(heard),
             }
         )
 
@@ -171,11 +170,11 @@ class Service:
             if not isinstance(name, str) or not name.strip():
                 raise Refused(400, "no_name", "the field name is missing")
             uploads = _recordings(form, "recording")
-            heard, embeddings = await self._embedded(uploads)
+            heard, embeddings = await self._embedded(uploads, request)
             name = unicodedata.normalize("NFC", name.strip())
             count = await asyncio.to_thread(self._voices.enrol, name, embeddings)
         speakers = len((await asyncio.to_thread(self._voices.gallery)).names)
-        return JSONResponse({"name": name, "recordings": count, "speakers": speakers, "heard": _about(heard, request)})
+        return JSONResponse({"name": name, "recordings": count, "speakers": speakers, "heard": _about(heard)})
 
     async def speakers(self, _: Request) -> Response:
         """GET /speakers."""
@@ -204,7 +203,7 @@ class Service:
                     found, heard = await self._diarized(await uploads[0].read(), count)
         turns = [{"start": turn.start, "end": turn.end, "speaker": turn.speaker} for turn in found.turns]
         speakers = [{"speaker": name, "seconds": spoken} for name, spoken in seconds_of(found.turns).items()]
-        about = _about([heard], request)
+        about = _about([heard])
         return JSONResponse({"seconds": found.seconds, "segments": turns, "speakers": speakers, "recordings": about})
 
     def _kept(self) -> str:
@@ -234,14 +233,16 @@ class Service:
         with self._working.taken():
             yield
 
-    async def _embedded(self, uploads: list[UploadFile]) -> tuple[list[Heard], np.ndarray]:
+    async def _embedded(self, uploads: list[UploadFile], request: Request) -> tuple[list[Heard], np.ndarray]:
         """Decodes uploads and embeds them: what was heard, and embeddings [N, D]."""
-        heard = await asyncio.gather(*[self._decoded(upload, place) for place, upload in enumerate(uploads, 1)])
+        picture = request.query_params.get("pictures") == "1"
+        work = [self._decoded(upload, place, picture) for place, upload in enumerate(uploads, 1)]
+        heard = await asyncio.gather(*work)
         return heard, await self._batches.embed([each.array for each in heard])
 
-    async def _decoded(self, upload: UploadFile, place: int) -> Heard:
+    async def _decoded(self, upload: UploadFile, place: int, picture: bool) -> Heard:
         try:
-            heard = await self._in_thread(self._decoders.log_mel, await upload.read())
+            heard = await self._in_thread(partial(self._decoders.log_mel, picture=picture), await upload.read())
         except AudioError as error:
             raise AudioError(f"recording {place}: {error}") from None
         self.measures.heard(heard.seconds)
@@ -336,7 +337,7 @@ def _static(content: tuple[bytes, str], _: Request) -> Response:
 
 
 def _answer_to(_: Request, error: Exception) -> Response:
-    """The one form of all errors. What nobody expected is ours: its traceback goes to the log."""
+    """The one form of all errors. What nobody expected is ours; its traceback is raised again, for the log."""
     match error:
         case Refused():
             return response_of(error)
@@ -348,7 +349,6 @@ def _answer_to(_: Request, error: Exception) -> Response:
             return response_of(Refused(422, "unusable", str(error)))
         case HTTPException():
             return response_of(Refused(error.status_code, CODES.get(error.status_code, "refused"), str(error.detail)))
-    logging.error("a request failed", exc_info=error)
     return response_of(Refused(500, "fault", "a fault of the service: its log says more"))
 
 
@@ -369,11 +369,11 @@ def _whole_number(text: Any) -> int | None:
     return int(text)
 
 
-def _about(heard: list[Heard], request: Request) -> list[dict]:
-    rows: list[dict[str, Any]] = [{"seconds": each.seconds, "hints": each.hints} for each in heard]
-    if request.query_params.get("pictures") == "1":
-        rows = [row | {"picture": each.picture} for row, each in zip(rows, heard, strict=True)]
-    return rows
+def _about(heard: list[Heard]) -> list[dict]:
+    return [
+        {"seconds": each.seconds, "hints": each.hints} | ({"picture": each.picture} if each.picture else {})
+        for each in heard
+    ]
 
 
 def documented() -> set[tuple[str, str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import numpy as np
+import threadpoolctl
 from jaxtyping import Float32
 
 from sdpn_jax.data import audio
@@ -20,7 +21,7 @@ from sdpn_jax.data.features import LogMel
 from sdpn_jax.data.front_ends import FRONT_ENDS
 
 COLUMNS = 400  # of a picture, at most
-LOG_MEL, SAMPLES = b"L", b"S"  # what is asked for
+LOG_MEL, PICTURE, SAMPLES = b"L", b"P", b"S"  # what is asked for
 STARTS = multiprocessing.get_context("spawn")  # the parent has threads and a network
 
 
@@ -59,9 +60,12 @@ class Decoders:
             process.wait()
             self._idle.put(process)
 
-    def log_mel(self, data: bytes) -> Heard:
-        """Decodes an upload to its log-mel; raises AudioError for one that cannot be used. Waits for a free process."""
-        return self._ask(LOG_MEL, data)
+    def log_mel(self, data: bytes, picture: bool = False) -> Heard:
+        """Decodes an upload to its log-mel, with a picture if one is wanted. Waits for a free process.
+
+        Raises AudioError for an upload that cannot be used.
+        """
+        return self._ask(PICTURE if picture else LOG_MEL, data)
 
     def samples(self, data: bytes, max_seconds: float) -> Heard:
         """Decodes an upload to its samples at 16 kHz, as `log_mel` does."""
@@ -123,6 +127,7 @@ class _Process:
 def _work(pipe: Connection, task: Task) -> None:
     """Answers until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends us
+    threadpoolctl.threadpool_limits(1)  # there is a process for each core that shall decode
     features = FRONT_ENDS[task.front_end]
     features(np.zeros(SAMPLE_RATE, np.float32))  # which loads and makes what all others use
     pipe.send_bytes(b"ready")
@@ -143,13 +148,15 @@ def _work(pipe: Connection, task: Task) -> None:
 
 
 def _heard(what: bytes, data: bytes, task: Task, features: Callable[[np.ndarray], LogMel]) -> Heard:
-    longest = task.max_seconds if what == LOG_MEL else float(what[1:])
+    is_long = what.startswith(SAMPLES)
+    longest = float(what[1:]) if is_long else task.max_seconds
     waveform = audio.read_open(io.BytesIO(data), audio.Reading(task.channel, longest))
     seconds = len(waveform) / SAMPLE_RATE
-    if what != LOG_MEL:
+    if is_long:
         return Heard(waveform, seconds)
     log_mel = features(waveform)
-    return Heard(log_mel, seconds, audio.hints_of(waveform), picture_of(waveform, log_mel))
+    picture = picture_of(waveform, log_mel) if what == PICTURE else {}
+    return Heard(log_mel, seconds, audio.hints_of(waveform), picture)
 
 
 def picture_of(waveform: Float32[np.ndarray, " N"], log_mel: LogMel) -> dict:

@@ -51,6 +51,8 @@ class Gallery:
 
         Raises UserError for another D.
         """
+        if not self.names:
+            return []
         self._check_dimension(len(embedding))
         cosines = np.asarray(cosine(self.sums, embedding))
         order = np.argsort(-cosines, kind="stable")

@@ -23,6 +23,7 @@ SCHEMA = (
 )
 PATIENCE_S = 20.0  # for another writer to finish
 MOST_SPEAKERS, MOST_NAME = 10_000, 200  # speakers of a gallery, letters of a name
+NO_NAMES = (".", "..")  # as parts of an address browsers leave them out: they could not be deleted
 
 
 class Full(UserError):
@@ -64,7 +65,8 @@ class Voices:
 
         Raises UserError for a name that will not do, Full for one speaker too many.
         """
-        if not is_name(name) or not 0 < len(name) <= MOST_NAME or name != name.strip():
+        fits = is_name(name) and 0 < len(name) <= MOST_NAME and name == name.strip()
+        if not fits or name in NO_NAMES:
             raise UserError(f"a name has 1 to {MOST_NAME} letters, no control characters, no space at its ends")
         units = unit(embeddings)
         with self._alone, self._one_line(), self._writing():
@@ -108,7 +110,7 @@ class Voices:
             names.append(name)
             sums.append(values)
             counts.append(count)
-        return Gallery(names, np.asarray(sums).reshape(len(names), -1), np.asarray(counts, int), model)
+        return Gallery(names, np.stack(sums) if sums else np.zeros((0, 0)), np.asarray(counts, int), model)
 
     def _make(self, model: str, first: Gallery | None) -> None:
         for statement in SCHEMA:

@@ -23,13 +23,7 @@ export async function ask(method, path, body) {
     sessionStorage.removeItem(KEY);
     window.dispatchEvent(new Event(TOKEN_NEEDED));
   }
-  throw new Error(refusal(response, answer));
-}
-
-function refusal(response, answer) {
-  const message = answer.error?.message ?? `The service answered ${response.status}.`;
-  const wait = response.headers.get("Retry-After");
-  return response.status === 503 && wait ? `${message} Try again in ${wait} s.` : message;
+  throw new Error(answer.error?.message ?? `The service answered ${response.status}.`);
 }
 
 /** A form of recordings, each under its name: [["a", recording], ...]. */

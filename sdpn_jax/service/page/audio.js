@@ -17,9 +17,9 @@ let release = () => {};
 export function noMicrophone() {
   if (!window.isSecureContext) {
     return (
-      "Browsers let pages use the microphone only over https or on localhost, so recording is off here. Open this page as " +
-      `http://localhost:${location.port || 80} on the machine that runs the service, or through an SSH tunnel ` +
-      "(ssh -L), or put it behind https. Files work all the same."
+      "Browsers let pages use the microphone only over https or on localhost, so recording is off here. Open this " +
+      `page as http://localhost:${location.port || 80} on the machine that runs the service, or through an SSH ` +
+      "tunnel (ssh -L), or give the service a certificate. Files work all the same."
     );
   }
   if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) {
@@ -52,7 +52,8 @@ export async function listen(heard, ended) {
     close();
     throw error;
   }
-  if (mine !== turn) { // hushed before it began
+  if (mine !== turn) {
+    // hushed before it began
     close();
     return ended();
   }

@@ -4,20 +4,19 @@ import { ask } from "./api.js";
 import { byId, make, table } from "./elements.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
-const PLACEHOLDER = "RECORDING.wav";
 
 async function start() {
-  const api = await ask("GET", "/openapi.json");
+  const [api, { token }] = await Promise.all([ask("GET", "/openapi.json"), ask("GET", "/health")]);
   byId("description").textContent = api.info.description ?? "";
   const operations = Object.entries(api.paths).flatMap(([path, item]) =>
-    METHODS.filter((method) => item[method]).map((method) => operationOf(api, path, method, item)),
+    METHODS.filter((method) => item[method]).map((method) => operationOf(api, path, method, item, token)),
   );
   byId("contents").replaceChildren(...operations.map(linkTo));
   byId("operations").replaceChildren(...operations.map((operation) => cardOf(api, operation)));
 }
 
-/** What this page uses of an operation: {method, path, id, summary, parameters, fields, type, responses}. */
-function operationOf(api, path, method, item) {
+/** What this page uses of an operation: its names and addresses, texts, fields, answers. */
+function operationOf(api, path, method, item, serviceHasToken) {
   const described = item[method];
   const content = Object.entries(resolved(api, described.requestBody)?.content ?? {});
   const [type, body] = content[0] ?? [null, {}];
@@ -31,17 +30,20 @@ function operationOf(api, path, method, item) {
     fields: fieldsOf(api, body.schema),
     type,
     responses: Object.entries(described.responses ?? {}).map(([status, one]) => [status, resolved(api, one)]),
-    isOpen: described.security?.length === 0 || !(described.security ?? api.security),
+    needsToken: serviceHasToken && described.security?.length !== 0,
   };
 }
 
 /** What a {"$ref": "#/components/..."} stands for. */
 function resolved(api, part) {
   if (!part?.$ref) return part;
-  return part.$ref.slice(2).split("/").reduce((place, name) => place[name.replace(/~1/g, "/").replace(/~0/g, "~")], api);
+  return part.$ref
+    .slice(2)
+    .split("/")
+    .reduce((place, name) => place[name], api);
 }
 
-/** Rows {name, type, required, description} of an object's schema; those of objects inside it follow it, as outer.inner. */
+/** Rows {name, type, required, description} of an object's schema; objects inside it follow it, as outer.inner. */
 function fieldsOf(api, schema, prefix = "") {
   const { properties = {}, required = [] } = resolved(api, schema) ?? {};
   return Object.entries(properties).flatMap(([name, part]) => {
@@ -81,14 +83,16 @@ function linkTo({ method, path, id, texts }) {
 }
 
 function cardOf(api, operation) {
-  const { method, path, id, texts, parameters, fields, type, responses, isOpen } = operation;
+  const { method, path, id, texts, parameters, fields, type, responses } = operation;
+  const isGood = ([status]) => status.startsWith("2");
   const title = make("h3", { id }, make("span", { className: "method" }, method), path);
   const parts = [title, ...texts.map((text) => make("p", {}, text))];
-  if (isOpen) parts.push(make("p", { className: "quiet" }, "Needs no token."));
   if (parameters.length) parts.push(heading("Parameters"), scrolled("Parameters", parametersOf(api, parameters)));
   if (fields.length) parts.push(heading(`Fields (${type})`), scrolled("Fields", tableOf(fields)));
-  parts.push(heading("Answers"), ...responses.flatMap(([status, response]) => answerOf(api, status, response)));
   parts.push(heading("With curl"), block("With curl", curlOf(operation)));
+  parts.push(heading("Answer"));
+  parts.push(...responses.filter(isGood).flatMap(([status, response]) => answerOf(api, status, response)));
+  parts.push(refusalsOf(responses.filter((response) => !isGood(response))));
   return make("section", { className: "card operation", "aria-labelledby": id }, ...parts);
 }
 
@@ -100,16 +104,20 @@ const scrolled = (label, ...content) =>
 
 const block = (label, text) => make("pre", { tabIndex: 0, role: "group", "aria-label": label }, text);
 
+/** A name that may be broken after its dots. */
+const dotted = (name) =>
+  make("code", {}, ...name.split(".").flatMap((part, i) => (i ? [".", make("wbr"), part] : [part])));
+
 const tableOf = (rows) =>
   table(
     ["Name", "What", "Needed", "Meaning"],
-    rows.map((row) => [make("code", {}, row.name), row.type, row.required ? "yes" : "no", row.description]),
+    rows.map((row) => [dotted(row.name), row.type, row.required ? "yes" : "no", row.description]),
   );
 
 const answersOf = (rows) =>
   table(
     ["Name", "What", "Meaning"],
-    rows.map((row) => [make("code", {}, row.name), row.type, row.description]),
+    rows.map((row) => [dotted(row.name), row.type, row.description]),
   );
 
 function parametersOf(api, parameters) {
@@ -127,23 +135,28 @@ function answerOf(api, status, response) {
   const shown = example ?? Object.values(examples ?? {})[0]?.value ?? resolved(api, schema)?.example;
   const fields = fieldsOf(api, schema);
   const parts = [make("p", {}, make("code", {}, status), ` ${response.description ?? ""}`)];
-  const isGood = status.startsWith("2"); // refusals all look alike
-  if (isGood && fields.length) parts.push(scrolled(`Answer ${status}`, answersOf(fields)));
-  if (isGood && shown !== undefined) parts.push(block(`Example of ${status}`, JSON.stringify(shown, null, 2)));
+  if (fields.length) parts.push(scrolled(`Answer ${status}`, answersOf(fields)));
+  if (shown !== undefined) parts.push(block(`Example of ${status}`, JSON.stringify(shown, null, 2)));
   return parts;
+}
+
+function refusalsOf(responses) {
+  const rows = responses.map(([status, response]) => [make("code", {}, status), response.description ?? ""]);
+  return make("details", {}, make("summary", {}, "Refusals"), table(["Status", "Why"], rows));
 }
 
 const quoted = (text) => `'${text.replace(/'/g, "'\\''")}'`;
 
-function curlOf({ method, path, parameters, fields, isOpen }) {
+function curlOf({ method, path, parameters, fields, needsToken }) {
   const filled = path.replace(/\{(\w+)[^}]*\}/g, (_, name) => name.toUpperCase());
   const needed = parameters.filter((one) => one.in === "query" && one.required).map((one) => `${one.name}=VALUE`);
   const address = `${location.origin}${filled}${needed.length ? `?${needed.join("&")}` : ""}`;
   const words = ["curl"];
   if (method === "DELETE") words.push("-X DELETE");
-  if (!isOpen) words.push('-H "Authorization: Bearer TOKEN"');
+  if (needsToken) words.push('-H "Authorization: Bearer TOKEN"');
   for (const { name, type, required } of fields) {
-    if (required) words.push(`-F ${quoted(`${name}=${type.includes("file") ? `@${PLACEHOLDER}` : name.toUpperCase()}`)}`);
+    const value = type.includes("file") ? "@RECORDING.wav" : name.toUpperCase();
+    if (required) words.push(`-F ${quoted(`${name}=${value}`)}`);
   }
   return [...words, quoted(address)].join(" ");
 }

@@ -4,7 +4,13 @@ import { draw, make, nameOf, score, table } from "./elements.js";
 
 const COLUMNS = 400; // of a waveform
 const MAP = { width: 400, height: 300, margin: 24, letter: 7.5, line: 16 }; // in units of the drawing
-const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+const VIRIDIS = [
+  [68, 1, 84],
+  [59, 82, 139],
+  [33, 145, 140],
+  [94, 201, 98],
+  [253, 231, 37],
+];
 
 /** The smallest and largest of 16-bit samples in each of a few hundred columns, in [-1, 1]. */
 export function extremesOf(blocks) {
@@ -45,8 +51,13 @@ export function waveform({ minima, maxima }) {
 /** What the network is given: the energy of frequency bands over time, low ones at the bottom. */
 export function logMel({ frames, bins, values }) {
   const bytes = Uint8Array.from(atob(values), (letter) => letter.charCodeAt(0));
-  const label = `Energy in ${bins} bands of frequency over time: what the network is given`;
-  const canvas = make("canvas", { className: "log-mel", width: frames, height: bins, role: "img", "aria-label": label });
+  const canvas = make("canvas", {
+    className: "log-mel",
+    width: frames,
+    height: bins,
+    role: "img",
+    "aria-label": `Energy in ${bins} bands of frequency over time: what the network is given`,
+  });
   const image = new ImageData(frames, bins);
   bytes.forEach((value, i) => {
     const pixel = (bins - 1 - (i % bins)) * frames + Math.floor(i / bins);
@@ -80,7 +91,8 @@ export function scale(cosine, threshold) {
   }
   const ends = ["−1", "0", "1"].map((text) => make("span", {}, text));
   const sides = make("div", { className: "sides" }, make("span", {}, "different"), make("span", {}, "same"));
-  const label = `Score ${score(cosine)} on a scale from −1 to 1${known ? `; the threshold is ${score(threshold)}` : ""}`;
+  const beside = known ? `; the threshold is ${score(threshold)}` : "";
+  const label = `Score ${score(cosine)} on a scale from −1 to 1${beside}`;
   return make(
     "div",
     { className: "scale", role: "img", "aria-label": label },
@@ -139,7 +151,10 @@ export function map(voices, recording) {
     picture.append(draw("path", { class: "recording", d: `M${x} ${y - 9}l9 9-9 9-9-9z` }));
     spots.unshift({ name: "this recording", at: [x, y] });
   }
-  for (const { at: [x, y] } of spots) taken.push([x - 6, y - 6, x + 6, y + 6]);
+  for (const {
+    at: [x, y],
+  } of spots)
+    taken.push([x - 6, y - 6, x + 6, y + 6]);
   spots.forEach((spot, i) => {
     const [x, y] = spot.at;
     const isRecording = recording && i === 0;
@@ -175,6 +190,9 @@ export const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
 function describe(voices, recording) {
   if (!recording) return `Map of ${voices.length} voices; the table below has their places`;
   const order = [...voices].sort((a, b) => distance(a.position, recording) - distance(b.position, recording));
-  const nearest = order.slice(0, 3).map((voice) => voice.name).join(", ");
+  const nearest = order
+    .slice(0, 3)
+    .map((voice) => voice.name)
+    .join(", ");
   return `Map of ${voices.length} voices; nearest to this recording: ${nearest}`;
 }

@@ -35,7 +35,7 @@ export const byId = (id) => document.getElementById(id);
 export const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
 /** 0.4137 as 0.41, and with a true minus. */
-export const score = (number) => number.toFixed(2).replace("-", "−");
+export const score = (number) => number.toFixed(2).replace("-0.00", "0.00").replace("-", "−");
 
 /** 83.26 seconds as 1:23.3. */
 export function clock(seconds) {

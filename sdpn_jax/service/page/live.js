@@ -13,7 +13,7 @@ export function startLive() {
   const place = byId("live");
   const find = (selector) => place.querySelector(selector);
   const [button, level, error] = [byId("listen"), find(".level"), find(".error")];
-  button.hidden = noMicrophone() !== null;
+  button.parentElement.hidden = noMicrophone() !== null;
   button.addEventListener("click", toggle);
   document.addEventListener("visibilitychange", () => {
     if (document.hidden && button.classList.contains("on")) hush();

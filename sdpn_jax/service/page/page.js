@@ -2,7 +2,7 @@
 
 import { ask, hasToken, TOKEN_NEEDED, useToken } from "./api.js";
 import { hush, noMicrophone } from "./audio.js";
-import { byId } from "./elements.js";
+import { byId, score } from "./elements.js";
 import { startLive } from "./live.js";
 import { startSame } from "./same.js";
 import { startWhen } from "./when.js";
@@ -32,9 +32,9 @@ function tell(health) {
       ? "in the memory of the service, gone when that ends"
       : `in ${health.kept} on the service's machine, until you delete them`;
   byId("privacy").textContent =
-    `${where} are sent to ${location.host} only, embedded, and forgotten. Stored are, for each enrolled voice, its name ` +
-    `and ${health.embedding_size} numbers: ${kept}.`;
-  const threshold = health.threshold === null ? "no threshold" : `threshold ${health.threshold}`;
+    `${where} are sent to ${location.host} only, embedded, and forgotten. Stored are, for each enrolled voice, ` +
+    `its name and ${health.embedding_size} numbers: ${kept}.`;
+  const threshold = health.threshold === null ? "no threshold" : `threshold ${score(health.threshold)}`;
   const calibration = health.calibrated ? "calibrated" : "not calibrated, so there are no probabilities";
   byId("about-model").textContent = `Model ${health.model.slice(0, 12)}; ${threshold}; ${calibration}.`;
   byId("no-microphone").textContent = noMicrophone() ?? "";
@@ -47,6 +47,7 @@ function startToken(refresh) {
     useToken(byId("token-field").value);
     byId("token").reset();
     byId("token").hidden = true;
+    byId("main").focus();
     refresh();
   });
   window.addEventListener(TOKEN_NEEDED, askForToken);

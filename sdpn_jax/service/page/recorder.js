@@ -1,4 +1,4 @@
-// Runs beside the page, in the browser's audio thread: hands on what the microphone gives, a fiftieth of a second at once.
+// Runs beside the page, in the browser's audio thread: hands on what the microphone gives, block by block.
 
 const SAMPLES = 1024;
 

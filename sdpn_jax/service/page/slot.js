@@ -127,7 +127,7 @@ function itemOf(recording, remove) {
   const size = make("span", { className: "quiet" }, `${Math.ceil(recording.blob.size / 1024)} kB`);
   const player = make("audio", { controls: true, preload: "metadata", src: recording.address });
   player.setAttribute("aria-label", `Listen to ${recording.name}`);
-  const note = make("p", { className: "quiet", hidden: true }, "This browser cannot play it; the service may know its kind.");
+  const note = make("p", { className: "quiet", hidden: true }, "This browser cannot play it; the service may.");
   player.addEventListener("error", () => {
     player.hidden = true;
     note.hidden = false;

@@ -128,18 +128,20 @@ function choose(button) {
 
 /** Arrow keys go from one stretch to the next in time. */
 function move(event) {
-  const buttons = [...byId("timeline").querySelectorAll(".segment")].sort((a, b) => a.dataset.number - b.dataset.number);
-  const now = buttons.indexOf(event.target);
-  const goals = { ArrowLeft: now - 1, ArrowUp: now - 1, ArrowRight: now + 1, ArrowDown: now + 1, Home: 0, End: buttons.length - 1 };
-  const goal = buttons[goals[event.key]];
-  if (!goal) return;
+  const now = Number(event.target.dataset.number);
+  const last = byId("timeline").querySelectorAll(".segment").length - 1;
+  const [before, after] = [Math.max(0, now - 1), Math.min(last, now + 1)];
+  const goals = { ArrowLeft: before, ArrowUp: before, ArrowRight: after, ArrowDown: after, Home: 0, End: last };
+  if (!(event.key in goals)) return;
+  const goal = byId("timeline").querySelector(`[data-number="${goals[event.key]}"]`);
   event.preventDefault();
   choose(goal);
   goal.focus();
 }
 
 function sharesOf({ speakers, seconds }) {
-  const rows = speakers.map((one) => [nameOf(one.speaker), clock(one.seconds), `${Math.round((100 * one.seconds) / seconds)} %`]);
+  const share = (part) => `${Math.round((100 * part) / seconds)} %`;
+  const rows = speakers.map((one) => [nameOf(one.speaker), clock(one.seconds), share(one.seconds)]);
   return table(["Speaker", "Speaks for", "Of the recording"], rows);
 }
 
@@ -157,8 +159,10 @@ function rttmOf({ segments }, recording) {
   const field = (text) => text.replace(/\s+/g, "_") || "_";
   const file = field(recording.replace(/\.[^.]*$/, ""));
   return segments
-    .map(({ start, end, speaker }) =>
-      `SPEAKER ${file} 1 ${start.toFixed(3)} ${(end - start).toFixed(3)} <NA> <NA> ${field(speaker)} <NA> <NA>\n`)
+    .map(
+      ({ start, end, speaker }) =>
+        `SPEAKER ${file} 1 ${start.toFixed(3)} ${(end - start).toFixed(3)} <NA> <NA> ${field(speaker)} <NA> <NA>\n`,
+    )
     .join("");
 }
 

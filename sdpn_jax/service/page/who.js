@@ -74,7 +74,7 @@ export function startWho(limits, mostRecordings) {
 
   async function remove(name) {
     if (!(await confirmed(`Delete the voice of ${name}?`))) return;
-    // Browsers take "." and ".." out of addresses, and what is left is the address of all voices.
+    // Browsers take "." and ".." out of addresses, and what is left is another address.
     if (name === "." || name === "..") throw new Error("A browser cannot delete this name; another program can.");
     await ask("DELETE", `/speakers/${encodeURIComponent(name)}`);
     await afterDeletion(`${name} is deleted.`);
