@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import serving
 import soundfile
 import torch_files
 from commands import sdpn
@@ -22,7 +23,9 @@ from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import model_folder, sdpn_names
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = "README data training stages evaluation embeddings models scaling performance ablation security".split()
+DOCUMENTS = (
+    "README data training stages evaluation embeddings service models scaling performance ablation security".split()
+)
 SIZES = dict(
     channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
 )
@@ -58,6 +61,7 @@ EXTRAS = {
     "launch-check --topology=v": "libtpu",
     ".onnx": "onnx",
     "--torch": "torch",
+    "sdpn serve": "uvicorn",
     "encoders.py": "torch",
 }  # what some commands need beside the package
 DEMO = (
@@ -117,6 +121,9 @@ def workplace(tmp_path_factory):
         soundfile.write(folder / "noise" / f"{i}.wav", 0.1 * rng.normal(size=20000), 16000)
         (folder / "rooms").mkdir(exist_ok=True)
         soundfile.write(folder / "rooms" / f"{i}.wav", 0.99 ** np.arange(4000), 16000)
+    meeting = [hum for pitch in (100, 300, 100, 300) for hum in (speak(rng, pitch, 3.0), 1e-4 * rng.normal(size=16000))]
+    soundfile.write(folder / "meeting.wav", np.concatenate(meeting), 16000)
+    (folder / "reference.rttm").write_text("SPEAKER meeting 1 0 3 <NA> <NA> a <NA> <NA>\n")
     ids = [f"s{speaker}/{i}.wav" for speaker in range(10) for i in range(6)]
     pairs = [(a, b) for n, a in enumerate(ids) for b in ids[n + 1 :]]
     (folder / "trials.txt").write_text("".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
@@ -149,6 +156,10 @@ def run_command(command: str, folder: Path) -> None:
     is_ours = words[0] == "sdpn"
     program = words[1] if is_ours else words[words.index("python") + 1]
     program = "python -m sdpn_jax.main" if program == "-m" else program
+    if program == "serve":
+        server = serving.Server(*words[2:], "--port=0", "--warm_seconds=1")
+        assert server.stop() == 143
+        return
     words += shlex.split(MORE.get(program, "") + (DEMO if program == "demo" else ""))
     if is_ours:
         done = sdpn(*words[1:])
