@@ -25,7 +25,7 @@ def main(_) -> None:
     speaker_of = dict(zip(whole.ids, speakers, strict=True))
     halved = np.array([speaker_of[name] for name in halves.ids])
     thresholds = {f"threshold {value:g}": value for value in (load_network(FLAGS.model)[2], *FLAGS.threshold)}
-    rows: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[list[float]]] = {}
     for division in range(DIVISIONS):
         order = np.random.default_rng(division).permutation(speakers.max() + 1)
         first, of_halves = (np.isin(of, order[: len(order) // 2]) for of in (speakers, halved))
@@ -36,15 +36,15 @@ def main(_) -> None:
             "with labels": pairs.fit(*pairs.trials(whole.embeddings[first, 0], speakers[first]), 0.5),
             "without labels": pairs.fit(*pairs.trials(of_first.reshape(len(recordings), -1), recordings), 0.5),
         }
-        found = {name: (pairs.cost(value, *judged, 0.5), np.nan) for name, value in thresholds.items()}
+        found = {name: [pairs.cost(value, *judged, 0.5)] for name, value in thresholds.items()}
         for name, fit in fits.items():
             bits = calibration.cllr(fit.scale * judged[0] + fit.offset, judged[1])
-            found[name] = pairs.cost(fit.threshold(), *judged, 0.5), bits
-        found["least"] = metrics.min_dcf(*judged, 0.5), calibration.min_cllr(*judged)
+            found[name] = [pairs.cost(fit.threshold(), *judged, 0.5), bits]
+        found["least"] = [metrics.min_dcf(*judged, 0.5), calibration.min_cllr(*judged)]
         for name, costs in found.items():
             rows.setdefault(name, []).append(costs)
     results = {
-        name: dict(zip(("detection cost", "bits"), np.mean(costs, axis=0).tolist(), strict=True))
+        name: dict(zip(("detection cost", "bits"), np.mean(costs, axis=0).tolist(), strict=False))
         for name, costs in rows.items()
     }
     for name, figures in results.items():

@@ -130,7 +130,7 @@ def main(_) -> None:
             ways = {method: found, f"{method}, number given": run(method, known[1])}
             ways |= guesses(found, known[1], rng) if method == clusters.METHODS[0] else {}
             for way, turns in ways.items():
-                rates = [error_rates(made.turns, turns, length, collar) for collar in (0.0, 0.5)]
+                rates = [error_rates(made.turns, turns, length, collar) for collar in (0.0, 0.25)]
                 row = {name: rates[0][name] for name in COLUMNS} | {"der_collar_percent": rates[1]["der_percent"]}
                 more = len({turn.speaker for turn in turns}) - known[1]
                 row |= {"right number": float(more == 0), "off by": abs(more)}
@@ -151,6 +151,6 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("input", None, "Folders with a folder of recordings for each speaker.", required=True)
     flags.DEFINE_string("model", str(sdpn_jax.PRETRAINED), "Encoder; default: the one in the package.")
     flags.DEFINE_integer("mixtures", 40, "Conversations.")
-    flags.DEFINE_integer("seed", 1, "Of the conversations.")
+    flags.DEFINE_integer("seed", 0, "Of the conversations.")
     flags.DEFINE_string("output", "diarization_benchmark.json", "Where the figures go.")
     app.run(main)

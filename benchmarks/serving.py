@@ -12,6 +12,7 @@ import io
 import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,7 +68,11 @@ class Server:
                 break
         else:
             raise SystemExit("".join(self.told))
+        threading.Thread(target=self._read, daemon=True).start()  # a full pipe would stop the service
         self.port = int(self.told[-1].split(",")[0].rpartition(":")[2])
+
+    def _read(self) -> None:
+        self.told.extend(self.process.stderr or ())
 
     def mib(self) -> float:
         """Memory of the service and its decoders."""

@@ -26,6 +26,7 @@ import audio_files  # noqa: E402
 import fuzz  # noqa: E402
 import serving  # noqa: E402
 
+RATES = {"wav_gsm": 8000, "ac3": 48000}  # Hz, of kinds that do not know 16,000
 CLIENTS, LORISES, GIGABYTE = 8, 300, 1 << 30
 PATHS = [
     "/../../etc/passwd",
@@ -52,7 +53,7 @@ def recordings() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for kind in audio_files.KINDS:
             path = Path(folder) / kind
-            audio_files.written(path, 0.1 * rng.normal(size=8000), 8000 if "gsm" in kind else 16000, kind)
+            audio_files.written(path, 0.1 * rng.normal(size=8000), RATES.get(kind, 16000), kind)
             found.append(path.read_bytes())
     return found
 
@@ -102,13 +103,20 @@ async def damaged_uploads(port: int, count: int) -> collections.Counter:
 
 async def slow_clients(port: int) -> dict[str, float]:
     """Connections that say a byte a second: how long honest requests take meanwhile, and how many are still there."""
-    head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nX-A: "
+    kind = b"Content-Type: multipart/form-data; boundary=x\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n%bX-A: " % kind
+    begun = head + b'a\r\n\r\n--x\r\nContent-Disposition: form-data; name="recording"; filename="a"\r\n\r\n'
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(LORISES)]
     started, slowest = time.monotonic(), 0.0
     while time.monotonic() - started < 25:
-        for number, (_, writer) in enumerate(connections):
+        for number, (reader, writer) in enumerate(connections):
+            if reader.at_eof() or reader.exception():
+                continue
             at = int(time.monotonic() - started)
-            writer.write(head[at : at + 1] if number % 2 else (head + b"a\r\n\r\n" if at == 0 else b"x"))
+            if number % 2:
+                writer.write(head[at : at + 1])
+            else:
+                writer.write(begun if at == 0 else b"x")
         asked = time.monotonic()
         status, _ = await ask(port, serving.request("/embed", serving.form(recording=recordings()[0])))
         assert status == 200, status
@@ -177,8 +185,11 @@ async def all_of_it(server: serving.Server, count: int) -> dict:
 def main(_) -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = serving.Server(f"--gallery={folder}/voices.db", "--warm_seconds=2")
-        figures = asyncio.run(all_of_it(server, FLAGS.uploads))
-        figures["in the end"]["exit code"] = server.stop()
+        try:
+            figures = asyncio.run(all_of_it(server, FLAGS.uploads))
+        finally:
+            code = server.stop()
+        figures["in the end"]["exit code"] = code
     for name, rows in figures.items():
         measure.show(name, rows)
     measure.write(FLAGS.output, figures)

@@ -1,6 +1,7 @@
 """`sdpn diarize`: who spoke when in a recording?"""
 
 import json as json_format
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -35,7 +36,9 @@ def diarize(
         float | None, Option(help="The cosine from which a speaker is one of the gallery; default: the model's.")
     ] = None,
     reference: Annotated[str | None, Option(help="RTTM of who really spoke when, to measure the error rates.")] = None,
-    collar: Annotated[float, Option(help="Seconds around the reference's boundaries that do not count.", min=0)] = 0.0,
+    collar: Annotated[
+        float, Option(help="Seconds on both sides of the reference's boundaries that do not count.", min=0)
+    ] = 0.0,
     channel: Channel = "mean",
     max_seconds: MaxSeconds = LONGEST,
     json: Json = False,
@@ -54,8 +57,15 @@ def diarize(
 
     if method not in clusters.METHODS:
         raise UserError(f"--method={method}: give {' or '.join(clusters.METHODS)}")
-    rttm_path = storage.place(output)
-    truth = rttm.read_rttm(reference) if reference else None
+    name, rttm_path = PurePath(recording).stem, storage.place(output)
+    others = rttm_path.with_suffix(".json"), rttm_path.with_suffix(".png")
+    if rttm_path in others:
+        raise UserError(
+            f"--output={output}: give the RTTM file, beside which {others[0].name} and the picture will lie"
+        )
+    truth = rttm.turns_of(rttm.read_rttm(reference), name, reference) if reference else None
+    if truth:
+        rates.check_library()
     reading = reading_of(channel, max_seconds)
     embed, fingerprint, front_end = corpus.embedding_function(model)
     known = voices.gallery_in(gallery, fingerprint) if gallery else None
@@ -65,7 +75,7 @@ def diarize(
     with tqdm(total=100, unit="%", desc="diarizing", mininterval=1, leave=False) as bar:
         try:
             found = diarize(
-                lambda: audio.blocks_at_16_khz(recording, reading),
+                lambda: _counted(audio.blocks_at_16_khz(recording, reading), bar),
                 embed,
                 FRONT_ENDS[front_end],
                 speakers,
@@ -77,18 +87,12 @@ def diarize(
     if known and threshold is not None:
         found = named(found, known, threshold)
 
-    name = PurePath(recording).stem
     spoken = seconds_of(found.turns)
-    others = rttm_path.with_suffix(".json"), rttm_path.with_suffix(".png")
     storage.make_folder(rttm_path.parent)
     rttm.write_rttm(rttm_path, name, found.turns)
     rttm.write_json(others[0], name, found.seconds, found.turns, spoken)
     picture.plot_turns(found.turns, found.seconds, others[1])
-    errors = None
-    if truth is not None:
-        if name not in truth and len(truth) > 1:
-            raise UserError(f"{reference} has {len(truth)} recordings, but none is called {name}")
-        errors = rates.error_rates(truth.get(name) or next(iter(truth.values())), found.turns, found.seconds, collar)
+    errors = rates.error_rates(truth, found.turns, found.seconds, collar) if truth else None
     if json:
         print(json_format.dumps({"recording": recording, "seconds": found.seconds, "speakers": spoken,
                                  "errors": errors, "output": str(rttm_path)}))  # fmt: skip
@@ -104,6 +108,18 @@ def diarize(
     for path in (rttm_path, *others):
         print(f"wrote {path}")
     return 0
+
+
+def _counted(blocks: Iterable, bar: Any) -> Iterator:
+    """The blocks; the bar says how much of the recording has been read, for speech is found before it is embedded."""
+    from sdpn_jax.data.audio import SAMPLE_RATE
+
+    seconds = 0.0
+    for block in blocks:
+        seconds += len(block) / SAMPLE_RATE
+        bar.set_postfix_str(f"{seconds / 60:,.0f} minutes read", refresh=False)
+        bar.update(0)
+        yield block
 
 
 def _show(bar: Any, share: float) -> None:

@@ -9,7 +9,7 @@ import scipy.linalg
 from jaxtyping import Bool, Float, Float64, Int
 from scipy.cluster import hierarchy
 
-from sdpn_jax.diarization.windows import Windows
+from sdpn_jax.diarization.windows import LENGTH, Windows
 from sdpn_jax.vectors import unit
 
 METHODS = ("spectral", "agglomerative")
@@ -19,6 +19,8 @@ FEWEST = 4  # windows that several speakers are looked for in
 MOST_NEIGHBOURS = 0.25  # of all rows: the largest share that is tried
 TRIED = 20  # numbers of neighbours
 LEAST_SILHOUETTE = 0.05  # below it there is one speaker
+ALIKE = 0.7  # of the mean cosine within two clusters: where it is as high between them, they are one speaker's
+APART = LENGTH  # frames between windows whose cosine tells that
 
 
 def cluster(
@@ -33,6 +35,10 @@ def cluster(
     cosines = units[rows] @ units[rows].T
     near = overlapping(windows.starts[rows], windows.ends[rows])
     labels = (spectral if method == "spectral" else agglomerative)(cosines, near, speakers)
+    if speakers is None:
+        alone = unit(embeddings)[rows]
+        apart = ~overlapping(windows.starts[rows], windows.ends[rows] + APART)
+        labels = merged(alone @ alone.T, apart, labels)
     if len(labels) < len(units):
         labels = np.argmax(units @ means(units[rows], labels).T, axis=1)
     return by_appearance(labels)
@@ -57,6 +63,26 @@ def means(units: Float[np.ndarray, "N D"], labels: Int[np.ndarray, " N"]) -> Flo
     sums = np.zeros((labels.max() + 1, units.shape[1]))
     np.add.at(sums, labels, units)
     return unit(sums)
+
+
+def merged(
+    cosines: Float[np.ndarray, "N N"], apart: Bool[np.ndarray, "N N"], labels: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " N"]:
+    """Merges clusters that are ALIKE, the most alike first; only the cosines of windows that are `apart` count.
+
+    One speaker, in whose graph the largest gap of eigenvalues means nothing, becomes one again.
+    """
+    labels = by_appearance(labels)
+    members = (labels[:, None] == np.arange(labels.max() + 1)).astype(np.float64)
+    counts, sums = members.T @ apart @ members, members.T @ np.where(apart, cosines, 0) @ members
+    own = np.diag(sums) / np.maximum(np.diag(counts), 1)
+    own = np.where(np.diag(counts) >= FEWEST, own, np.trace(sums) / max(np.trace(counts), 1))
+    within = np.maximum((own[:, None] + own) / 2, 1e-3)
+    alike = np.where(counts > 0, sums / np.maximum(counts, 1) / within, -np.inf)
+    first, second = np.unravel_index(np.argmax(np.triu(alike + 10, 1)), alike.shape)
+    if first == second or alike[first, second] < ALIKE:
+        return labels
+    return merged(cosines, apart, np.where(labels == second, first, labels))
 
 
 def by_appearance(labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
@@ -112,13 +138,15 @@ def spectral(
         return agglomerative(cosines, near, speakers)
     apart = np.where(near, -2.0, cosines)
     most = max(2, int(MOST_NEIGHBOURS * len(cosines)))
-    found = []
-    for count in np.unique(np.linspace(2, most, TRIED).astype(int)).tolist():
+
+    def tried(count: int) -> tuple[float, int, np.ndarray]:
         graph = laplacian(neighbours(apart, count) & ~near)
         values = scipy.linalg.eigvalsh(graph)
         gaps = np.diff(values)[:MOST_SPEAKERS]
-        found.append((count * values[-1] / max(gaps.max(), 1e-10), int(np.argmax(gaps)) + 1, graph))
-    _, estimated, graph = min(found, key=lambda each: each[0])
+        return count * values[-1] / max(gaps.max(), 1e-10), int(np.argmax(gaps)) + 1, graph
+
+    counts = np.unique(np.linspace(2, most, TRIED).astype(int)).tolist()
+    _, estimated, graph = min(map(tried, counts), key=lambda each: each[0])
     count = min(speakers or estimated, len(cosines))
     if count == 1:
         return np.zeros(len(cosines), int)

@@ -1,6 +1,7 @@
 """Who spoke when: speech, windows, embeddings, clusters, turns. A recording passes twice, never whole in memory."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -43,9 +44,9 @@ def diarize(
     labels = clusters.cluster(embeddings, planned, speakers, method)
     units = unit(embeddings)
     cells = boundaries.cells_of(regions)
-    scores = boundaries.scores_of(cells, planned, units @ clusters.means(units, labels).T)
-    path = boundaries.best_path(scores)
     voices = clusters.means(units, labels)
+    scores = boundaries.scores_of(cells, planned, units @ voices.T)
+    path = boundaries.best_path(scores)
     names = _names(path)
     return Diarization(
         _turns(cells, path, names), {name: voices[number] for number, name in names.items()}, len(decibels) / FRAMES
@@ -53,7 +54,10 @@ def diarize(
 
 
 def named(diarization: Diarization, gallery: Gallery, threshold: float) -> Diarization:
-    """Gives speakers the names of a gallery whose voices they have, each name once, from a cosine of `threshold` on."""
+    """Gives speakers the names of a gallery whose voices they have, each name once, from a cosine of `threshold` on.
+
+    The others keep their numbers, but for a number that is somebody's name.
+    """
     if not gallery.names or not diarization.voices:
         return diarization
     own = list(diarization.voices)
@@ -62,6 +66,8 @@ def named(diarization: Diarization, gallery: Gallery, threshold: float) -> Diari
     gained = np.maximum(cosines - threshold + 1e-9, 0)
     rows = zip(*linear_sum_assignment(-gained), strict=True)
     names = {own[row]: gallery.names[column] for row, column in rows if cosines[row, column] >= threshold}
+    free = (name for number in itertools.count(1) if (name := f"speaker{number}") not in {*own, *names.values()})
+    names |= {name: next(free) for name in own if name not in names and name in names.values()}
     return dataclasses.replace(
         diarization,
         turns=[dataclasses.replace(turn, speaker=names.get(turn.speaker, turn.speaker)) for turn in diarization.turns],

@@ -8,18 +8,25 @@ from sdpn_jax.diarization.turns import Turn
 from sdpn_jax.errors import UserError
 
 
-def error_rates(reference: Sequence[Turn], found: Sequence[Turn], seconds: float, collar: float = 0.0) -> dict:
-    """Computes diarization and Jaccard error rates in %, and what the former is made of (Ryant and others, 2019).
-
-    seconds: of the recording, all of which counts; collar: seconds around the reference's boundaries, half before and
-    half behind, that do not. Overlapped speech counts. Raises UserError where the library is missing.
-    """
+def check_library() -> None:
+    """Raises UserError where pyannote.metrics is missing."""
     try:
-        from pyannote.core import Annotation, Segment, Timeline
-        from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+        import pyannote.metrics  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"error rates need {error.name}: pip install 'sdpn_jax[diarize]'") from None
 
+
+def error_rates(reference: Sequence[Turn], found: Sequence[Turn], seconds: float, collar: float = 0.0) -> dict:
+    """Computes diarization and Jaccard error rates in %, and what the former is made of (Ryant and others, 2019).
+
+    seconds: of the recording, all of which counts; collar: seconds before and as many behind each of the reference's
+    boundaries that do not, as md-eval has it. Overlapped speech counts. Raises UserError where the library is missing.
+    """
+    check_library()
+    from pyannote.core import Annotation, Segment, Timeline
+    from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+
+    # The library's collar is the sum of both sides.
     def annotation(turns: Sequence[Turn]) -> Annotation:
         made = Annotation(uri="recording")
         for number, turn in enumerate(turns):
@@ -30,8 +37,8 @@ def error_rates(reference: Sequence[Turn], found: Sequence[Turn], seconds: float
     pair = annotation(reference), annotation(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parts: Any = DiarizationErrorRate(collar=collar, skip_overlap=False)(*pair, uem=whole, detailed=True)
-        jaccard: Any = JaccardErrorRate(collar=collar, skip_overlap=False)(*pair, uem=whole)
+        parts: Any = DiarizationErrorRate(collar=2 * collar, skip_overlap=False)(*pair, uem=whole, detailed=True)
+        jaccard: Any = JaccardErrorRate(collar=2 * collar, skip_overlap=False)(*pair, uem=whole)
     total = max(float(parts["total"]), 1e-9)
     return {
         "der_percent": 100 * float(parts["diarization error rate"]),

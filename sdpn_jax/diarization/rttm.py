@@ -13,6 +13,7 @@ from sdpn_jax.errors import UserError, shown
 MOST_BYTES = 64 << 20
 LONGEST_S = 1e6  # of a recording: eleven days
 FIELDS = 10
+NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
 ESCAPED = re.compile(r"[\s%]|\x7f|[\x00-\x1f]")
 
 
@@ -35,11 +36,12 @@ def read_rttm(path: str | os.PathLike) -> dict[str, list[Turn]]:
     Raises UserError, with line and field, for times that are no numbers, negative or too large, and lines cut short.
     """
     try:
-        data = storage.read_bytes(path)
+        storage.check_is_file(path)
+        data = storage.patiently(path, lambda: _start_of(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read as RTTM ({error.strerror})") from None
     if len(data) > MOST_BYTES:
-        raise UserError(f"{path}: {len(data):,} bytes are more than an RTTM file has")
+        raise UserError(f"{path}: more than {MOST_BYTES >> 20} MB, which no RTTM file has")
     found: dict[str, list[Turn]] = {}
     for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
         fields = line.split()
@@ -55,6 +57,13 @@ def read_rttm(path: str | os.PathLike) -> dict[str, list[Turn]]:
     return {name: sorted(turns, key=lambda turn: turn.start) for name, turns in found.items()}
 
 
+def turns_of(found: dict[str, list[Turn]], recording: str, path: str | os.PathLike) -> list[Turn]:
+    """Returns a recording's turns, or the only ones that were read; UserError where several are and none is its own."""
+    if recording not in found and len(found) > 1:
+        raise UserError(f"{path} has {len(found)} recordings, but none is called {shown(recording)}")
+    return found.get(recording) or next(iter(found.values()))
+
+
 def write_json(path: str | os.PathLike, recording: str, seconds: float, turns: Sequence[Turn], spoken: dict) -> None:
     """Writes one object: the recording, its seconds, seconds of each speaker, and all turns."""
     content = {
@@ -64,6 +73,11 @@ def write_json(path: str | os.PathLike, recording: str, seconds: float, turns: S
         "segments": [{"start": turn.start, "end": turn.end, "speaker": turn.speaker} for turn in turns],
     }
     storage.write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _start_of(path: str | os.PathLike) -> bytes:
+    with storage.place(path).open("rb") as file:
+        return file.read(MOST_BYTES + 1)
 
 
 def _field(name: str) -> str:
@@ -78,10 +92,7 @@ def _name(field: str) -> str:
 
 
 def _time(text: str, place: int, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if NUMBER.fullmatch(text) else math.nan
     if not 0 <= value <= LONGEST_S:
         name = ("start", "duration")[place - 3]
         raise UserError(f"{where}: the {name} {shown(text, 20)} is no time from 0 to {LONGEST_S:,.0f} s")

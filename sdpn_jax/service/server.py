@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def serve(
     kept = kept or voices.Voices(None, loaded.fingerprint)
     service = Service(loaded, kept, settings)
     warm_up(loaded.embed, made, warm_seconds, BINS, told)
+    for name in ("python_multipart", "uvicorn.error"):  # or each bad request would be a line in the log
+        logging.getLogger(name).setLevel(logging.ERROR)
     certfile, keyfile = certificate or (None, None)
     config = uvicorn.Config(
         application(service, settings),

@@ -72,9 +72,10 @@ def test_a_change_without_a_pause():
 
 
 @pytest.mark.parametrize("method", clusters.METHODS)
-def test_one_voice(method):
+@pytest.mark.parametrize("speakers", [None, 1])
+def test_one_voice(method, speakers):
     samples, _ = meeting([(1, 4), (1, 3), (1, 5)])
-    found = diarize(pieces_of(samples), embed, features.log_mel, 1, method)
+    found = diarize(pieces_of(samples), embed, features.log_mel, speakers, method)
     assert seconds_of(found.turns) == {"speaker1": pytest.approx(12, abs=0.4)}
 
 
@@ -152,6 +153,17 @@ def test_the_silhouette_is_scikit_learns():
     assert found == pytest.approx(silhouette_score(distances, labels, metric="precomputed"))
 
 
+def test_clusters_of_one_speaker_are_merged():
+    rng = np.random.default_rng(0)
+    units = np.eye(3, 16)[np.repeat([0, 1, 2], 20)] + 0.2 * rng.normal(size=(60, 16))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    split = np.repeat(np.arange(6), 10)  # each speaker in two clusters
+    apart = ~np.eye(60, dtype=bool)
+    assert clusters.merged(units @ units.T, apart, split).tolist() == np.repeat([0, 1, 2], 20).tolist()
+    assert clusters.merged(units[:20] @ units[:20].T, apart[:20, :20], split[:20]).tolist() == [0] * 20
+    assert clusters.merged(units @ units.T, np.zeros((60, 60), bool), split).tolist() == split.tolist()
+
+
 def test_the_best_path_is_the_best_of_all():
     rng = np.random.default_rng(0)
     for change in (0.0, 0.3, 2.0):
@@ -184,6 +196,14 @@ def test_speakers_of_a_gallery_are_named():
     assert [turn.speaker for turn in strict.turns] == ["Ann", "speaker2", "speaker3"]
 
 
+def test_a_name_like_a_number_is_nobody_elses():
+    voices = {"speaker1": np.eye(3)[0], "speaker2": np.eye(3)[1]}
+    gallery = galleries.new("model")
+    gallery.enrol("speaker2", np.eye(3)[:1])
+    found = named(Diarization([Turn(0, 1, "speaker1"), Turn(1, 2, "speaker2")], voices, 2.0), gallery, 0.5)
+    assert [turn.speaker for turn in found.turns] == [*found.voices] == ["speaker2", "speaker3"]
+
+
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 TIMES = st.integers(0, 10**7).map(lambda ms: ms / 1000)
 
@@ -207,6 +227,8 @@ def test_rttm_reads_back(rows, recording):
         ("SPEAKER a 1 x 1 <NA> <NA> s <NA> <NA>", "line 2: the start x"),
         ("SPEAKER a 1 0 -1 <NA> <NA> s <NA> <NA>", "line 2: the duration -1"),
         ("SPEAKER a 1 nan 1 <NA> <NA> s <NA> <NA>", "line 2: the start nan"),
+        ("SPEAKER a 1 1_0 1 <NA> <NA> s <NA> <NA>", "line 2: the start 1_0"),
+        ("SPEAKER a 1 0 inf <NA> <NA> s <NA> <NA>", "line 2: the duration inf"),
         ("SPEAKER a 1 0 1e9 <NA> <NA> s <NA> <NA>", "line 2: the duration 1e9"),
         ("SPEAKER a 1 0", "line 2: 4 fields"),
     ],
@@ -225,6 +247,14 @@ def test_what_is_no_rttm(tmp_path):
         rttm.read_rttm(tmp_path / "none.rttm")
 
 
+def test_an_rttm_of_several_recordings():
+    found = {"a": [Turn(0, 1, "x")], "b": [Turn(0, 2, "y")]}
+    assert rttm.turns_of(found, "b", "r.rttm") == found["b"]
+    with pytest.raises(UserError, match="r.rttm has 2 recordings, but none is called c"):
+        rttm.turns_of(found, "c", "r.rttm")
+    assert rttm.turns_of({"a": found["a"]}, "c", "r.rttm") == found["a"]
+
+
 def test_error_rates_by_hand():
     pytest.importorskip("pyannote.metrics", reason="the extra diarize is not installed")
     from sdpn_jax.diarization.rates import error_rates
@@ -237,6 +267,12 @@ def test_error_rates_by_hand():
     assert rates["false_alarm_percent"] == pytest.approx(5)
     assert rates["miss_percent"] == pytest.approx(10)
     assert rates["confusion_percent"] == pytest.approx(30)
+    # Within 0.25 s of a boundary nothing counts: of 7.5 s (0.25 to 3.75, 5.25 to 7.75, twice 8.25 to 8.75,
+    # 9.25 to 9.75) 0.5 of the overlap is missed, and x is wrong from 5.25 to 7, y from 9.25 to 9.75.
+    collared = error_rates(reference, found, 10.0, 0.25)
+    assert collared["miss_percent"] == pytest.approx(100 * 0.5 / 7.5)
+    assert collared["false_alarm_percent"] == pytest.approx(100 * 0.25 / 7.5)
+    assert collared["confusion_percent"] == pytest.approx(100 * (1.75 + 0.5) / 7.5)
     # a and x: 4 of 8.5 s (0 to 4.5, 5 to 7, 8 to 10); b and y: 2 of 5 s
     assert rates["jer_percent"] == pytest.approx(100 * ((1 - 4 / 8.5) + (1 - 2 / 5)) / 2)
 
@@ -255,4 +291,5 @@ def test_the_command(tmp_path):
     assert len(content["segments"]) == 3
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "--method=x" in refused("diarize", tmp_path / "m.wav", "-o", out, "--method=x")
+    assert "--output=m.json" in refused("diarize", tmp_path / "m.wav", "-o", "m.json")
     assert "no such file" in refused("diarize", tmp_path / "none.wav", "-o", out).lower()
