@@ -30,15 +30,15 @@ def cluster(
 
     Of more than MOST_ROWS windows every second (third, ...) is clustered, and all take the nearest cluster's mean.
     """
-    units = smoothed(unit(embeddings), windows.regions)
+    alone = unit(embeddings)
+    units = smoothed(alone, windows.regions)
     rows = slice(None, None, -(-len(units) // MOST_ROWS))
     cosines = units[rows] @ units[rows].T
     near = overlapping(windows.starts[rows], windows.ends[rows])
     labels = (spectral if method == "spectral" else agglomerative)(cosines, near, speakers)
     if speakers is None:
-        alone = unit(embeddings)[rows]
         apart = ~overlapping(windows.starts[rows], windows.ends[rows] + APART)
-        labels = merged(alone @ alone.T, apart, labels)
+        labels = merged(alone[rows] @ alone[rows].T, apart, labels)
     if len(labels) < len(units):
         labels = np.argmax(units @ means(units[rows], labels).T, axis=1)
     return by_appearance(labels)
@@ -99,12 +99,11 @@ def agglomerative(
         return np.zeros(len(cosines), int)
     distances = np.maximum(1 - cosines, 0)
     tree = hierarchy.linkage(distances[np.triu_indices(len(distances), 1)], "average")
-    cuts = [speakers] if speakers else range(2, min(MOST_SPEAKERS, len(cosines) // 2) + 1)
-    best = (np.inf if speakers else LEAST_SILHOUETTE), np.zeros(len(cosines), int)
-    for count in cuts:
-        labels = hierarchy.fcluster(tree, min(count, len(cosines)), "maxclust") - 1
-        if speakers:
-            return labels
+    if speakers:
+        return hierarchy.fcluster(tree, min(speakers, len(cosines)), "maxclust") - 1
+    best = LEAST_SILHOUETTE, np.zeros(len(cosines), int)
+    for count in range(2, min(MOST_SPEAKERS, len(cosines) // 2) + 1):
+        labels = hierarchy.fcluster(tree, count, "maxclust") - 1
         if (width := silhouette(distances, near, labels)) > best[0]:
             best = width, labels
     return best[1]
