@@ -14,7 +14,6 @@ from absl import app, flags
 import sdpn_jax
 from sdpn_jax.eval import calibration, metrics, pairs
 from sdpn_jax.speaker import domain
-from sdpn_jax.weights.load import load_network
 
 DIVISIONS = 20
 
@@ -24,7 +23,7 @@ def main(_) -> None:
     speakers = np.unique([name.split("/")[0] for name in whole.ids], return_inverse=True)[1]
     speaker_of = dict(zip(whole.ids, speakers, strict=True))
     halved = np.array([speaker_of[name] for name in halves.ids])
-    thresholds = {f"threshold {value:g}": value for value in (load_network(FLAGS.model)[2], *FLAGS.threshold)}
+    thresholds = {f"threshold {value:g}": value for value in (whole.threshold, *FLAGS.threshold)}
     rows: dict[str, list[list[float]]] = {}
     for division in range(DIVISIONS):
         order = np.random.default_rng(division).permutation(speakers.max() + 1)

@@ -105,8 +105,8 @@ def guesses(turns: list[Turn], count: int, rng: np.random.Generator) -> dict[str
 
 def main(_) -> None:
     folders = [utterances_of(Path(folder)) for folder in FLAGS.input]
-    embed, _, front_end = corpus.embedding_function(FLAGS.model)
-    features = FRONT_ENDS[front_end]
+    model = corpus.load_model(FLAGS.model)
+    features = FRONT_ENDS[model.front_end]
     rows, seconds, spent = defaultdict(list), 0.0, 0.0
     for number in range(FLAGS.mixtures):
         rng = np.random.default_rng((FLAGS.seed, number))
@@ -117,7 +117,7 @@ def main(_) -> None:
         known = len(made.samples), made.speakers
 
         def run(method: str, count: int | None, made=made):
-            return diarize(lambda: [made.samples], embed, features, count, method).turns
+            return diarize(lambda: [made.samples], model.embed, features, count, method).turns
 
         if number == 0:
             run(clusters.METHODS[0], None)  # compiles

@@ -49,7 +49,7 @@ def calibrate(
     from sdpn_jax import storage
     from sdpn_jax.eval import metrics, pairs, plots
     from sdpn_jax.speaker import domain
-    from sdpn_jax.weights import export, load, model_folder
+    from sdpn_jax.weights import export, model_folder
 
     folder = storage.place(output or model)
     if output is None and (model == PRETRAINED or not model_folder.is_model(folder)):
@@ -64,8 +64,7 @@ def calibrate(
 
     scores, same = pairs.trials(embeddings, groups)
     calibration = pairs.fit(scores, same, prior)
-    before = load.load_network(model)[2]
-    costs = pairs.held_out_costs(embeddings, groups, prior, before)
+    costs = pairs.held_out_costs(embeddings, groups, prior, found.threshold)
     kind = "speakers" if labels else "recordings, each taken for a speaker"
     facts = {
         "calibrated on": f"{int(same.sum())} pairs of one speaker and {int((1 - same).sum())} of two, of "
@@ -76,7 +75,7 @@ def calibrate(
 
     threshold = calibration.threshold()
     if json:
-        print(json_format.dumps({"threshold": threshold, "before": before, "scale": calibration.scale,
+        print(json_format.dumps({"threshold": threshold, "before": found.threshold, "scale": calibration.scale,
                                  "offset": calibration.offset, "prior": prior, "costs": costs,
                                  "speakers": int(groups.max() + 1), "labels": bool(labels),
                                  "recordings": len(kept), "skipped": found.skipped, "model": str(folder)}))  # fmt: skip
@@ -86,7 +85,7 @@ def calibrate(
     if len(kept) < len(found.ids):
         print(f"left out: {len(found.ids) - len(kept)} recordings without a speaker in {labels}")
     print(facts["calibrated on"])
-    print(f"threshold {threshold:.4f}" + ("" if before is None else f" (before {before:.4f})"))
+    print(f"threshold {threshold:.4f}" + ("" if found.threshold is None else f" (before {found.threshold:.4f})"))
     for score in np.linspace(threshold - 0.2, threshold + 0.2, 5):
         print(f"  score {score:7.4f}: probability of one speaker {100 * calibration.probability(score):5.1f} %")
     if costs:

@@ -53,7 +53,6 @@ def diarize(
     from sdpn_jax.diarization import clusters, picture, rates, rttm
     from sdpn_jax.diarization.diarize import diarize, named, seconds_of
     from sdpn_jax.speaker import corpus, voices
-    from sdpn_jax.weights.load import load_network
 
     if method not in clusters.METHODS:
         raise UserError(f"--method={method}: give {' or '.join(clusters.METHODS)}")
@@ -67,17 +66,17 @@ def diarize(
     if truth:
         rates.check_library()
     reading = reading_of(channel, max_seconds)
-    embed, fingerprint, front_end = corpus.embedding_function(model)
-    known = voices.gallery_in(gallery, fingerprint) if gallery else None
-    threshold = load_network(model)[2] if threshold is None and known else threshold
+    loaded = corpus.load_model(model)
+    known = voices.gallery_in(gallery, loaded.digest) if gallery else None
+    threshold = loaded.threshold if threshold is None else threshold
     if known and threshold is None:
         raise UserError("this model brings no threshold: give --threshold, or find one by `sdpn calibrate`")
     with tqdm(total=100, unit="%", desc="diarizing", mininterval=1, leave=False) as bar:
         try:
             found = diarize(
                 lambda: _counted(audio.blocks_at_16_khz(recording, reading), bar),
-                embed,
-                FRONT_ENDS[front_end],
+                loaded.embed,
+                FRONT_ENDS[loaded.front_end],
                 speakers,
                 method,
                 partial(_show, bar),

@@ -41,6 +41,16 @@ Embed = Callable[[list[LogMel]], Float[np.ndarray, "N D"]]
 
 
 @dataclass(frozen=True)
+class Model:
+    """A function log-mels [T, F] -> embeddings float32 [N, D], whose model has this digest, front end and threshold."""
+
+    embed: Embed
+    digest: str
+    front_end: str = "sdpn"
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """One stretch of the list of utterances: recordings, or one shard."""
 
@@ -186,20 +196,17 @@ def log_mel_statistics(log_mel: LogMel) -> Float[np.ndarray, " 2*F"]:
     return np.concatenate([log_mel.mean(0), log_mel.std(0)])
 
 
-def embedding_function(
-    model: str | os.PathLike, which: str = "teacher", step: int | None = None
-) -> tuple[Embed, str, str]:
-    """Returns (function log-mels [T, F] -> embeddings float32 [N, D], digest of the model, its front end).
+def load_model(model: str | os.PathLike, which: str = "teacher", step: int | None = None) -> Model:
+    """Loads what embeds log-mels: a model, which and step as in `load_network`.
 
-    model, which and step are as in `load_network`; `which` may also be "statistics", log_mel_statistics, which needs no
-    model.
+    `which` may also be "statistics", log_mel_statistics, which needs no model.
     """
     if which == "statistics":
-        return lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which, "sdpn"
-    network, variables, _ = load_network(model, which, step)
+        return Model(lambda log_mels: np.stack([log_mel_statistics(x) for x in log_mels]), which)
+    network, variables, threshold = load_network(model, which, step)
     digest = embedder.fingerprint(network, variables)
     embed = embedder.Embedder(network)
-    return partial(embed, embed.put(variables)), digest, network.front_end
+    return Model(partial(embed, embed.put(variables)), digest, network.front_end, threshold)
 
 
 def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np.ndarray, "n D"]]:
@@ -257,7 +264,7 @@ def embed_corpus(
     """Writes embeddings of every utterance of `sources`, which are as in `plan`.
 
     `output` ending in .npz: arrays `ids`, `embeddings` float32 [N, D] and `seconds` float32 [N]; otherwise a folder
-    with embeddings.npy, ids.txt and seconds.npy. model, which and step: as in `embedding_function`. `crops`: 0 embeds
+    with embeddings.npy, ids.txt and seconds.npy. model, which and step: as in `load_model`. `crops`: 0 embeds
     whole utterances, otherwise the mean of so many crops' embeddings. Utterances that cannot be read are listed in
     `skipped_path(output)`. Of several tasks each only leaves its parts behind and returns None. Raises UserError when
     no utterance is left.
@@ -265,14 +272,12 @@ def embed_corpus(
     if not 0 <= task_index < task_count:
         raise UserError(f"--task_index={task_index} must be from 0 to --task_count - 1 = {task_count - 1}")
     parts = plan(sources)  # before a model is loaded
-    made = embedding_function(model, which, step)
-    return embed_parts(*made, parts, output, crops, crop_seconds, task_index, task_count, reading)
+    loaded = load_model(model, which, step)
+    return embed_parts(loaded, parts, output, crops, crop_seconds, task_index, task_count, reading)
 
 
 def embed_parts(
-    embed: Embed,
-    digest: str,
-    front_end: str,
+    model: Model,
     parts: Sequence[Part],
     output: str | os.PathLike,
     crops: int = 0,
@@ -281,11 +286,12 @@ def embed_parts(
     task_count: int = 1,
     reading: audio.Reading = audio.DEFAULT,
 ) -> Written | None:
-    """Does what `embed_corpus` does with what `embedding_function` and `plan` have returned before."""
+    """Does what `embed_corpus` does with what `load_model` and `plan` have returned before."""
+    embed = model.embed
     if crops:
         frames = round(crop_seconds * FRAMES_PER_SECOND)
         embed = partial(embedder.embed_crops, embed, count=crops, frames=frames)
-    about: list[Any] = [digest, crops, crop_seconds, [part.stamps() for part in parts], astuple(reading)]
+    about: list[Any] = [model.digest, crops, crop_seconds, [part.stamps() for part in parts], astuple(reading)]
     name = hashlib.sha256(json.dumps(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     folder = storage.make_folder(parts_folder(output) / name)
 
@@ -299,7 +305,7 @@ def embed_parts(
             if path.name in done:
                 progress.update(part.count)
             else:
-                storage.write_npz(path, **embed_part(embed, part, progress, reading, front_end))
+                storage.write_npz(path, **embed_part(embed, part, progress, reading, model.front_end))
     return join(paths, storage.place(output)) if task_count == 1 else None
 
 

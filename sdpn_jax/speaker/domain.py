@@ -65,12 +65,13 @@ def read(
 class Parts:
     """ids of N recordings, embeddings [N, parts, D] of the whole of each (one part) or of its two halves.
 
-    skipped: (path, reason) of what could not be used.
+    skipped: (path, reason) of what could not be used. threshold: the model's, if it has one.
     """
 
     ids: list[str]
     embeddings: Float[np.ndarray, "N parts D"]
     skipped: list[tuple[str, str]]
+    threshold: float | None
 
 
 def read_parts(
@@ -81,19 +82,19 @@ def read_parts(
     Recordings whose halves would be shorter than a second are skipped. model: as in `load_network`; source: as in
     `corpus.plan`. Raises UserError when no recording can be used.
     """
-    embed, _, front_end = corpus.embedding_function(model)
+    loaded = corpus.load_model(model)
     notes, ids = corpus.Notes(), []
 
     def log_mels() -> Iterator[LogMel]:
-        for name, log_mel in corpus.read_features(source, notes, reading, front_end):
+        for name, log_mel in corpus.read_features(source, notes, reading, loaded.front_end):
             if parts > 1 and len(log_mel) < parts * corpus.FRAMES_PER_SECOND:
                 notes.skipped.append((name, f"shorter than {parts} s"))
                 continue
             ids.append(name)
             yield from np.array_split(log_mel, parts)
 
-    embedded = list(corpus.embed_in_turn(embed, log_mels()))
+    embedded = list(corpus.embed_in_turn(loaded.embed, log_mels()))
     if not embedded:
         raise UserError(f"none of the {len(notes.skipped)} recordings in {source} can be used")
     rows = np.concatenate(embedded)
-    return Parts(ids, rows.reshape(len(ids), parts, -1), notes.skipped)
+    return Parts(ids, rows.reshape(len(ids), parts, -1), notes.skipped, loaded.threshold)

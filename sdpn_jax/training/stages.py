@@ -167,13 +167,13 @@ def clusters_of(stages: Stages, begin: str, name: str) -> tuple[str, dict[str, A
     """
     config, folder = stages.config, stages.workdir / name
     embeddings, shards = stages.workdir / f"{begin}.npz", open_shards(config.data_dir)
-    embed, digest, front_end = corpus.embedding_function(stages.workdir / begin)
-    made_of = {"model": digest, "data": shards.fingerprint()}
+    model = corpus.load_model(stages.workdir / begin)
+    made_of = {"model": model.digest, "data": shards.fingerprint()}
     settings = {key: config.stages[key] for key in ("method", "clusters", "centroids", "smallest")}
 
     def embed_share(index: int, count: int) -> None:
         parts = corpus.plan([config.data_dir])
-        corpus.embed_parts(embed, digest, front_end, parts, embeddings, task_index=index, task_count=count)
+        corpus.embed_parts(model, parts, embeddings, task_index=index, task_count=count)
 
     def embed_all() -> None:
         if jax.process_count() > 1:

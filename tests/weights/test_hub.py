@@ -199,7 +199,7 @@ def test_every_way_to_name_a_model(address, variables, tmp_path):
     equal(read, variables[0])
     fingerprint = embedder.fingerprint(network, variables[0])
     assert SpeakerEncoder.load(Path(source)).fingerprint() == fingerprint
-    assert corpus.embedding_function(source)[1] == fingerprint
+    assert corpus.load_model(source).digest == fingerprint
     found, about = beginning.read(source, "teacher")
     equal(found["student"], variables[0])
     assert (about["source"], about["fingerprint"]) == (source, fingerprint)
