@@ -35,13 +35,14 @@ def test_parameters_of_the_originals(blocks, bottleneck, count):
 )
 def test_a_block_begins_as_the_identity_and_can_leave_it(block):
     x = np.random.default_rng(0).uniform(0, 1, (2, 5, 6, 8)).astype(np.float32)
-    variables = block.init(jax.random.key(0), x, True)
+    variables = jax.jit(lambda: block.init(jax.random.key(0), x, True))()
 
-    def output(params):
-        return block.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0]
+    def squares(params):
+        output = block.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0]
+        return jnp.square(output).sum(), output
 
-    np.testing.assert_array_equal(output(variables["params"]), x)
-    gradient = jax.grad(lambda params: jnp.square(output(params)).sum())(variables["params"])
+    gradient, output = jax.jit(jax.grad(squares, has_aux=True))(variables["params"])
+    np.testing.assert_array_equal(output, x)
     last = max(name for name in gradient if name.startswith("bn") and not name.startswith("bns"))
     assert (np.abs(gradient[last]["scale"]) > 1e-3).all()
 
@@ -63,13 +64,13 @@ def test_a_longer_stage_holds_no_more_maps(network):
 def test_padding_does_not_change_the_embedding(bottleneck):
     network = SMALL.clone(bottleneck=bottleneck)
     rng, variables = np.random.default_rng(0), random_variables.of_module(network, np.zeros((2, 40, 80)), True)
-    x, lengths = rng.normal(size=(4, 61, 80)).astype(np.float32), np.array([61, 33, 16, 7])
+    x, lengths = rng.normal(size=(3, 61, 80)).astype(np.float32), np.array([61, 33, 7])
     padded = x.copy()
     for row, length in enumerate(lengths):
         padded[row, length:] = 1e3  # whatever stands there must not be heard
     embed = jax.jit(lambda x, lengths: network.apply(variables, x, False, lengths))
     together = embed(padded, lengths)
-    for row, length in enumerate(lengths):
+    for row, length in list(enumerate(lengths))[1:]:
         alone = embed(x[row : row + 1, :length], None)[0]
         np.testing.assert_allclose(together[row], alone, rtol=2e-4, atol=2e-4 * np.abs(alone).max())
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from commands import command_of
+from small_network import SIZES
 
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.weights import model_folder
@@ -21,9 +22,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 RATE = 16000
 TOKEN = "open-sesame-please"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
-SIZES = dict(
-    channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8, embedding_size=12, hidden_size=16, projection_size=8
-)
 
 
 def speak(pitch: float, seconds: float) -> np.ndarray:
@@ -46,8 +44,7 @@ def page():
 def model(tmp_path) -> Path:
     network = network_of(SIZES)
     variables = jax.tree.map(np.array, initial_variables(network, 0))
-    config = {**SIZES, "channels": list(SIZES["channels"]), "dtype": "float32", "remat": False}
-    model_folder.write_model(tmp_path / "model", config, variables, {}, 0.5, "unknown")
+    model_folder.write_model(tmp_path / "model", SIZES, variables, {}, 0.5, "unknown")
     return tmp_path / "model"
 
 

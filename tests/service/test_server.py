@@ -15,15 +15,12 @@ import random_variables
 import serving
 import soundfile
 from commands import ran
+from small_network import SIZES
 
 from sdpn_jax.models.network import network_of
 from sdpn_jax.weights import model_folder
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-SIZES = {
-    "channels": [16, 16, 16, 16, 24], "se_bottleneck": 8, "attention": 8, "embedding_size": 12, "hidden_size": 20,
-    "projection_size": 10, "dtype": "float32", "remat": False,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import random_variables
 import soundfile
 from commands import refused
+from small_network import SIZES
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax.data import audio, features
@@ -29,10 +30,6 @@ from sdpn_jax.service.app import Service, Settings, application, documented
 from sdpn_jax.speaker import gallery as galleries
 from sdpn_jax.speaker.voices import Voices
 
-SIZES = {
-    "channels": [16, 16, 16, 16, 24], "se_bottleneck": 8, "attention": 8, "embedding_size": 12, "hidden_size": 20,
-    "projection_size": 10, "dtype": "float32", "remat": False,
-}  # fmt: skip
 CALIBRATION = Calibration(5.0, -1.0, 0.5)
 TOKEN = "a-secret-of-some-length"
 SETTINGS = Settings(

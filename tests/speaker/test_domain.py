@@ -9,6 +9,7 @@ import random_variables
 import soundfile
 from commands import sdpn
 from safetensors.numpy import load_file, save_file
+from small_network import SIZES
 
 from sdpn_jax import SpeakerEncoder
 from sdpn_jax.eval import adaptation
@@ -16,9 +17,6 @@ from sdpn_jax.models.network import network_of
 from sdpn_jax.speaker import domain
 from sdpn_jax.weights import model_folder, onnx_file
 from sdpn_jax.weights.load import load_network
-
-SIZES = {"channels": [16, 16, 16, 16, 24], "se_bottleneck": 8, "attention": 8, "embedding_size": 12,
-         "hidden_size": 20, "projection_size": 10}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

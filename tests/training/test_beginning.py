@@ -3,27 +3,26 @@
 import jax
 import numpy as np
 import pytest
+import random_variables
+from small_network import SIZES
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.models.network import initial_variables, network_of
+from sdpn_jax.models.network import network_of
 from sdpn_jax.training import beginning, checkpoint, history, optim
 from sdpn_jax.training.step import init_state
 from sdpn_jax.weights import model_folder
 
-SIZES = {"channels": (8, 8, 8, 8, 8), "se_bottleneck": 8, "attention": 8, "embedding_size": 8, "hidden_size": 8,
-         "projection_size": 4}  # fmt: skip
-
 
 def state_of(seed, prototypes=5, **changes):
     optimizer = optim.optimizer(lambda _: 0.1, 0.9, 0.0, 1.0)
-    return init_state(network_of({**SIZES, **changes}), prototypes, optimizer, seed)
+    return jax.jit(lambda: init_state(network_of({**SIZES, **changes}), prototypes, optimizer, seed))()
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A run whose teacher, student and prototypes all differ."""
     folder = tmp_path_factory.mktemp("source")
-    state = state_of(1).replace(teacher=initial_variables(network_of(SIZES), 2))
+    state = state_of(1).replace(teacher=random_variables.of_network(network_of(SIZES), 2))
     with checkpoint.manager(folder) as checkpoints:
         checkpoint.save(checkpoints, 7, checkpoint.parts_of(state), {})
         checkpoints.wait_until_finished()
@@ -77,7 +76,7 @@ def test_what_does_not_fit_is_named_and_drawn(source):
 
 def test_an_encoder_of_other_sizes_is_refused(source):
     found = beginning.read(source[0], "teacher")[0]
-    wider = state_of(3, channels=(16, 16, 16, 16, 16), se_bottleneck=4, attention=4, embedding_size=4)
+    wider = state_of(3, width=8, embedding_size=4)
     with pytest.raises(UserError, match="nothing of its encoder fits"):
         beginning.put_in(wider, found, "source")
 

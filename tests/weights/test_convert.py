@@ -259,6 +259,7 @@ def test_golden_encoders(golden, name):
             np.testing.assert_allclose(encoder.embed((expected[f"waveform_{i}"], 16000)), truth, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("sdpn_2024", "rdino")])
 def test_golden_encoders_in_float64_and_in_training(golden, name):
     """Two sequences of different lengths in one batch; and a batch in training, after which statistics have moved."""
