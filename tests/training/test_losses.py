@@ -193,6 +193,20 @@ def test_balancing_is_finite_when_the_winner_changes(rate):
         np.testing.assert_allclose(targets, scipy.special.softmax(cosines / 0.01 - expected, axis=1), atol=1e-3)
 
 
+@functools.cache
+def all_terms(target):
+    """The sum of all terms and its gradients, a function of embeddings and prototypes."""
+
+    def total(x, prototypes):
+        targets, _ = teacher_targets(x[:, None], prototypes, jnp.zeros(50), Objective(targets=target))
+        log_p = losses.student_log_probability(losses.cosine_logits(x[:, None], prototypes), 1e-3)
+        matrices = [losses.correlation(x, normalisation) for normalisation in ("l2", "standardise")]
+        dimensions = sum(losses.off_diagonal(matrix) + losses.frobenius(matrix) for matrix in matrices)
+        return losses.cross_entropy(log_p, targets) + losses.me_max(log_p) + losses.koleo(x) + dimensions
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+
+
 @pytest.mark.parametrize("target", ["softmax", "balanced", "centred", "sinkhorn"])
 @pytest.mark.parametrize("kind", ["equal", "opposite", "aligned"])
 def test_everything_is_finite_in_float32_for_extreme_batches(target, kind):
@@ -202,14 +216,7 @@ def test_everything_is_finite_in_float32_for_extreme_batches(target, kind):
     rows = {"equal": np.ones((6, 8)), "opposite": np.kron([[1], [-1]] * 3, np.ones((1, 8))), "aligned": prototypes[:6]}
     x = rows[kind].astype(np.float32)
 
-    def total(x, prototypes):
-        targets, _ = teacher_targets(x[:, None], prototypes, jnp.zeros(50), Objective(targets=target))
-        log_p = losses.student_log_probability(losses.cosine_logits(x[:, None], prototypes), 1e-3)
-        matrices = [losses.correlation(x, normalisation) for normalisation in ("l2", "standardise")]
-        dimensions = sum(losses.off_diagonal(matrix) + losses.frobenius(matrix) for matrix in matrices)
-        return losses.cross_entropy(log_p, targets) + losses.me_max(log_p) + losses.koleo(x) + dimensions
-
-    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(x, prototypes)
+    value, gradients = all_terms(target)(x, prototypes)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
