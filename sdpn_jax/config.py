@@ -190,7 +190,7 @@ FIELDS: dict[str, Field] = {
     ),
     "ssps.share": Field(0.5, "of the utterances that get their target from another one", at_least=0.0, at_most=1.0),
     "ssps.clusters": Field(
-        25_000, "of all utterances' embeddings; the other one is of the nearest cluster beside its own", at_least=2
+        25_000, "of clean utterances' embeddings; the other one is of the nearest cluster beside its own", at_least=2
     ),
     "views.global_count": Field(
         1, "clean views of an utterance, for the teacher; 0 where labels alone are learnt from", at_least=0

@@ -130,7 +130,7 @@ def make_views(
     So are, by their share, global ones; the others are clean.
     """
     versions, places = len(utterance.log_mel), Places(utterance.num_samples, views, rng)
-    whole, local = [], []  # of no global view, too, an array [0, T, F]
+    whole, local = [], []  # of no view, too, an array [0, T, F]
     for _ in range(views.global_count):
         augmented = views.global_augmented > 0 and versions > 1 and rng.random() < views.global_augmented
         version = int(rng.integers(1, versions)) if augmented else 0
@@ -141,7 +141,7 @@ def make_views(
     bins = utterance.log_mel.shape[-1]
     return {
         "global": np.asarray(whole, np.float16).reshape(-1, views.global_frames, bins),
-        "local": np.stack(local),
+        "local": np.asarray(local, np.float16).reshape(-1, views.local_frames, bins),
     }
 
 

@@ -1,5 +1,6 @@
 """The training loop, readable from top to bottom: data, state, steps, logs, checkpoints, evaluation."""
 
+import dataclasses
 import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -76,9 +77,10 @@ def train_and_evaluate(
     configs.check_data(config, shards.utterances, shards.store, len(numbers) if labels.names else None)
     network, views = network_of(config.model), pipeline.Views(**config.views)
     bank, make_views = device.views_of_step(shards, config.seed, views)
+    make_clean = device.views_of_step(shards, config.seed, clean(views))[1] if config.ssps.from_epoch else None
     per_epoch = pipeline.steps_per_epoch(len(numbers), config.batch_size)
     shapes = view_shapes(config.batch_size, views)
-    program = program_of(config, network, mesh, per_epoch, make_views, shapes, labels)
+    program = program_of(config, network, mesh, per_epoch, make_views, shapes, labels, make_clean)
     constants = {**bank, **labels.arrays()}
     data = data_of(shards, labels)
     weights = check_past(config, workdir, data, program, extend)
@@ -172,6 +174,11 @@ def begin(
     return state, first_step
 
 
+def clean(views: pipeline.Views) -> pipeline.Views:
+    """Returns the views for what the teacher hears between epochs: one of each utterance, as it was recorded."""
+    return dataclasses.replace(views, global_count=1, global_augmented=0.0, local_count=0)
+
+
 def run_steps(
     config: Config, state: TrainState, first_step: int, shards: Shards, numbers: np.ndarray, views: pipeline.Views,
     constants: dict, mesh: Mesh, log: Log, requests: hosts.Requests, held: lock.Lock | None, evaluate,
@@ -183,10 +190,20 @@ def run_steps(
     """
     num_steps, config_json = log.program.num_steps, configs.as_json(config)
     constants = jax.device_put(constants, sharding.replicated(mesh))
-    shares = pipeline.dataset(
-        shards, config.batch_size, config.seed, views, jax.process_index(), jax.process_count(), numbers
-    )
-    batches = pipeline.batches(shares, first_step, config.workers)
+
+    def batches_from(step: int, views: pipeline.Views) -> Any:
+        processes = jax.process_index(), jax.process_count()
+        shares = pipeline.dataset(shards, config.batch_size, config.seed, views, *processes, numbers)
+        return pipeline.batches(shares, step, config.workers)
+
+    def regrouped(state: TrainState, step: int) -> TrainState:
+        with closing(batches_from(step - log.program.steps_per_epoch, clean(views))) as past:
+            for _ in range(log.program.steps_per_epoch):
+                state = log.program.hear(state, sharding.put_batch(next(past), mesh), constants)
+        logging.info("step %d: the teacher has heard the last epoch's utterances as they were recorded", step)
+        return log.program.regroup(state)
+
+    batches = batches_from(first_step, views)
     profiler = Profiler(log.writer.folder if log.writer else None, first_step, config.profile)
     step_function, pending, request = None, None, hosts.NOTHING
     with jax.transfer_guard("disallow"), closing(batches), closing(profiler):
@@ -195,7 +212,7 @@ def run_steps(
             profiler.before(step)
             if log.program.regroups(step):
                 with log.timer.paused(), jax.transfer_guard("allow"):
-                    state = log.program.regroup(state)
+                    state = regrouped(state, step)
             with log.timer.waiting():
                 batch = sharding.put_batch(next(batches), mesh)
             asked = requests.of_all(mesh)

@@ -2,7 +2,8 @@
 
 SSPS (Lepage and Dehak, arXiv 2505.14561): views of one utterance share its recording, which is then learnt with the
 voice. Late in training the teacher's embeddings are good enough to find other recordings of a speaker: those of the
-cluster nearest to the utterance's own, one step beyond what the network already takes for the same.
+cluster nearest to the utterance's own, one step beyond what the network already takes for the same. Before each epoch
+the teacher hears a clean view of every utterance: of augmented ones half as many neighbours are the same speaker.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +21,9 @@ from sdpn_jax.training.sharding import padded_rows
 from sdpn_jax.training.step import Metrics, Positives, TrainState
 
 PARTNERS = 4  # folded into the seed's key; see classify.CLASSES
-UNKNOWN = -1  # the cluster of an utterance that was in no batch yet
+UNKNOWN = -1  # the cluster of an utterance that was not heard yet
 
-Exchange = Callable[..., tuple[Array, Positives, Metrics]]
+Exchange = Callable[..., tuple[Array, Metrics]]
 
 
 def begin(state: TrainState, utterances: int, size: int, clusters: int) -> TrainState:
@@ -58,41 +59,42 @@ def partners(
 
 
 def make_exchange(share: float, seed: int, replicate: Callable[[Array], Array] = lambda x: x) -> Exchange:
-    """Makes the function that keeps a batch's teacher outputs and exchanges some of its projections for kept ones.
+    """Makes the function that exchanges some of the teacher's projections of a batch for kept ones of others.
 
-    It takes (state, numbers [B], embedding [B, G, D], projection [B, G, P], what is known: perhaps "truth" [N]) and
-    returns (projection, what is kept now, metrics). `replicate` puts an array on every device.
+    It takes (state, numbers [B], projection [B, G, P], what is known: perhaps "truth" [N]) and returns (projection,
+    metrics). `replicate` puts an array on every device.
     """
 
     def exchange(
         state: TrainState,
         number: Int[Array, " B"],
-        embedding: Float[Array, "B G D"],
         projection: Float[Array, "B G P"],
         known: Mapping[str, Array],
-    ) -> tuple[Array, Positives, Metrics]:
+    ) -> tuple[Array, Metrics]:
         assert state.positives is not None, "init_state keeps nothing: positives.begin does"
         kept, number = state.positives, replicate(number)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PARTNERS), state.step)
         partner, used = partners(key, kept, number, share)
         stored = kept.projections[partner].astype(projection.dtype)
         exchanged = jnp.where(used[:, None, None], stored[:, None], projection)
-        now = kept.replace(
-            embeddings=kept.embeddings.at[number].set(replicate(_kept(l2_normalise(embedding[:, 0])))),
-            projections=kept.projections.at[number].set(replicate(_kept(projection[:, 0]))),
-        )
         metrics = {"exchanged": jnp.mean(used.astype(projection.dtype))}
         if "truth" in known:
             theirs, ours = known["truth"][partner], known["truth"][number]
             told = used & (theirs >= 0) & (ours >= 0)
             metrics["exchanged_right"] = jnp.sum(told & (theirs == ours)) / jnp.maximum(told.sum(), 1)
-        return exchanged, now, metrics
+        return exchanged, metrics
 
     return exchange
 
 
-def _kept(vectors: Array) -> Array:
-    return jax.lax.stop_gradient(vectors).astype(jnp.float16)
+def keep(
+    positives: Positives, number: Int[Array, " B"], embedding: Float[Array, "B D"], projection: Float[Array, "B P"]
+) -> Positives:
+    """Keeps what the teacher makes of the clean views of utterances."""
+    return positives.replace(
+        embeddings=positives.embeddings.at[number].set(l2_normalise(embedding).astype(jnp.float16)),
+        projections=positives.projections.at[number].set(projection.astype(jnp.float16)),
+    )
 
 
 def regrouped(positives: Positives, embeddings: np.ndarray, seed: int) -> Positives:

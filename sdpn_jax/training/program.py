@@ -18,7 +18,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import MEL_BINS, Network
 from sdpn_jax.training import classify, margins, optim, positives, sharding
 from sdpn_jax.training.labels import Labels
-from sdpn_jax.training.step import Objective, TrainState, init_state, make_train_step
+from sdpn_jax.training.step import Objective, TrainState, forward, init_state, make_train_step
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Program:
     """How a run begins, what a step does, and how many there are.
 
     init: () -> TrainState; step: (state, batch, constants: the noise bank and what is known of labels) -> (state,
-    metrics as one array), not compiled yet; metrics: their names and shapes, in the order of that array; regroup: state
-    -> state, between epochs, see positives.py.
+    metrics as one array), not compiled yet; metrics: their names and shapes, in the order of that array; hear: (state,
+    batch of clean views, constants) -> state, and regroup: state -> state, between epochs, see positives.py.
     """
 
     init: Callable[[], TrainState]
@@ -36,6 +36,7 @@ class Program:
     num_steps: int
     warmup_steps: int
     peak_learning_rate: float
+    hear: Any
     regroup: Callable[[TrainState], TrainState]
     regroup_from: int
     steps_per_epoch: int
@@ -59,12 +60,13 @@ def program_of(
     make_views: Callable,
     views: dict,
     labels: Labels | None = None,
+    make_clean: Callable | None = None,
 ) -> Program:
     """Builds the program of a config for the devices of `mesh`.
 
     make_views: (step, batch, bank) -> {"global": [B, G, Tg, F], "local": [B, V, Tl, F], "number": [B]}; views:
-    jax.ShapeDtypeStructs of these; labels: what is known of the utterances. Raises UserError for a pattern in `freeze`
-    that names no parameter.
+    jax.ShapeDtypeStructs of these; labels: what is known of the utterances; make_clean: as make_views, of the clean
+    global view alone. Raises UserError for a pattern in `freeze` that names no parameter.
     """
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
@@ -76,7 +78,7 @@ def program_of(
     replicate = lambda array: jax.lax.with_sharding_constraint(array, everywhere)  # noqa: E731
     settings = network, optimizer, Objective(**config.objective)
     schedules = learning_rate, teacher_momentum, config.microbatches, freeze
-    with_positives = labels is not None and labelling is None and config.ssps.from_epoch > 0
+    with_positives = labels is not None and labelling is None and make_clean is not None
 
     def init() -> TrainState:
         state = init_state(network, config.num_prototypes, optimizer, config.seed)
@@ -96,6 +98,13 @@ def program_of(
         state, metrics = step_on_views(state, make_views(state.step, batch, constants), constants)
         return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
 
+    def hear(state: TrainState, batch: dict, constants: dict) -> TrainState:
+        assert make_clean is not None and state.positives is not None
+        clean = make_clean(state.step, batch, constants)
+        embedding, projection, _ = forward(network, state.teacher, clean["global"], config.microbatches)
+        heard = (replicate(array) for array in (clean["number"], embedding[:, 0], projection[:, 0]))
+        return state.replace(positives=positives.keep(state.positives, *heard))
+
     def regroup(state: TrainState) -> TrainState:
         assert state.positives is not None
         embeddings = jax.device_get(sharding.gather(state.positives.embeddings, mesh))
@@ -108,18 +117,15 @@ def program_of(
     known = labels.arrays() if labels else {}
     shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views, known)[1].items()}
     of_state = sharding.state_sharding(mesh, state)
+    arguments = of_state, sharding.batch_sharding(mesh), everywhere
     return Program(
         init=jax.jit(init, out_shardings=of_state),
-        step=jax.jit(
-            step,
-            in_shardings=(of_state, sharding.batch_sharding(mesh), everywhere),
-            out_shardings=(of_state, everywhere),
-            donate_argnums=0,
-        ),
+        step=jax.jit(step, in_shardings=arguments, out_shardings=(of_state, everywhere), donate_argnums=0),
         metrics=shapes,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         peak_learning_rate=peak,
+        hear=jax.jit(hear, in_shardings=arguments, out_shardings=of_state, donate_argnums=0),
         regroup=regroup,
         regroup_from=(config.ssps.from_epoch - 1) * steps_per_epoch if with_positives else num_steps,
         steps_per_epoch=steps_per_epoch,

@@ -52,7 +52,7 @@ class Labelled(flax.struct.PyTreeNode):
 class Positives(flax.struct.PyTreeNode):
     """What positives from neighbours add to the state; see positives.py. R rows, K clusters."""
 
-    embeddings: Float[Array, "R D"]  # of the teacher's view of every utterance when it was last in a batch; 0: never
+    embeddings: Float[Array, "R D"]  # of the teacher's clean view of every utterance when it was last heard; 0: never
     projections: Float[Array, "R P"]
     cluster: Int[Array, " R"]
     order: Int[Array, " R"]  # the rows by cluster
@@ -194,7 +194,7 @@ def make_train_step(
     teacher_momentum: optax.Schedule,
     microbatches: int = 1,
     freeze: Sequence[str] = (),
-    exchange: Callable[..., tuple[Float[Array, "B G P"], Positives, Metrics]] | None = None,
+    exchange: Callable[..., tuple[Float[Array, "B G P"], Metrics]] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes the step, a pure function of state and views.
 
@@ -215,10 +215,10 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, known: Mapping[str, Array] = MappingProxyType({})
     ) -> tuple[TrainState, Metrics]:
-        heard, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
-        positives, exchanges = state.positives, {}
+        _, projection, teacher_stats = forward(network, state.teacher, batch["global"], microbatches)
+        exchanges = {}
         if exchange:
-            projection, positives, exchanges = exchange(state, batch["number"], heard, projection, known)
+            projection, exchanges = exchange(state, batch["number"], projection, known)
         targets, offset = teacher_targets(projection, state.prototypes, state.offset, objective)
 
         params = {"network": state.student["params"], "prototypes": state.prototypes}
@@ -241,7 +241,7 @@ def make_train_step(
             prototypes=params["prototypes"],
             offset=offset,
             opt_state=opt_state,
-            positives=positives,
+            positives=state.positives,
         ), metrics
 
     return train_step

@@ -197,6 +197,16 @@ def test_batches_tell_whose_views_they_are(shards):
     assert seen == set(chosen.tolist())
 
 
+def test_views_of_the_teacher_alone_are_clean(shards):
+    source = [records.decode(record) for path in shards.paths for record in read_shard(path)]
+    views = Views(global_frames=10, local_count=0, local_frames=20)
+    batch = take(pipeline.batches(pipeline.dataset(shards, 4, 7, views)), 1)[0]
+    assert batch["local"].shape == (4, 0, 20, 80)
+    for number, (crop,) in zip(batch["number"], batch["global"], strict=True):
+        clean = source[number].log_mel[0]
+        assert any(np.array_equal(crop, clean[s : s + 10]) for s in range(len(clean) - 9))
+
+
 @pytest.mark.slow
 def test_workers_do_not_change_the_batches(shards):
     alone = take(pipeline.batches(pipeline.dataset(shards, 4, 7, SMALL), first_step=1), 5)
