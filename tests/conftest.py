@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 # What tests compile is kept between runs; the worker processes of a run (pytest-xdist) inherit the variables, as do the
 # commands that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/sdpn_jax/tests").expanduser()))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Compiling takes most of the tests' time, and their networks are too small to gain from optimised code.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Machines that others use as well are slow at times: only the test's own limit counts.

@@ -1,6 +1,7 @@
 """What a compiled program says of itself, read from hand-made text, and, where libtpu is there, from a real one."""
 
 import importlib.util
+from pathlib import Path
 
 import jax
 import pytest
@@ -92,6 +93,36 @@ def test_a_gpu_program_is_read_by_hand():
         program_text.Operation("fusion (loop)", 800 + 800 + 1600),
     ]
     assert [operation.kind for operation in gpu.kernels(found)] == ["product", "fusion (input)"] + 2 * ["fusion (loop)"]
+
+
+def saved(name):
+    """A program that XLA compiled, see programs/save.py: one of four devices has a quarter of the batch."""
+    return (Path(__file__).parent / "programs" / f"{name}.txt").read_text()
+
+
+FRAMES, TAPS, CONVOLVED = 64 * 202 * 64 * 2, 3 * 64 * 128 * 2, 64 * 200 * 128 * 2  # bytes
+KERNEL, RESULT, SUMS = 128 * 256 * 2, 64 * 200 * 256 * 2, 256 * 4
+
+
+def test_a_saved_program_for_gpus():
+    """The library wants the taps in another order; the sums are first those of 200 frames each, then all."""
+    found = list(program_text.operations(saved("h100"), on_chip=""))
+    assert found == [
+        program_text.Operation("fusion (input)", TAPS + TAPS),
+        program_text.Operation("convolution", FRAMES + TAPS + CONVOLVED, 2 * 64 * 200 * 128 * 3 * 64),
+        program_text.Operation("product", CONVOLVED + KERNEL + RESULT, 2 * 64 * 200 * 256 * 128),
+        program_text.Operation("fusion (input)", RESULT + 64 * SUMS),
+        program_text.Operation("fusion (input)", 64 * SUMS + SUMS),
+        program_text.Operation("all-reduce", SUMS),
+        program_text.Operation("fusion (loop)", RESULT + SUMS + RESULT),
+    ]
+    assert program_text.collectives(saved("h100")) == {"all-reduce": {SUMS: 1}}
+
+
+def test_a_saved_program_for_tpus():
+    """What the layer hears is fetched, what it says is written back; all in between stays in vector memory."""
+    assert program_text.main_memory_bytes(saved("v5e")) == FRAMES + TAPS + KERNEL + RESULT
+    assert program_text.collectives(saved("v5e")) == {"all-reduce": {SUMS: 1}}
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,13 @@ def bits(llrs, labels):
     return (sum(targets) / len(targets) + sum(nontargets) / len(nontargets)) / 2
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(lists())
 def test_cllr(trials):
     assert calibration.cllr(*trials) == pytest.approx(bits(*trials), rel=1e-9)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(lists(), st.floats(0.1, 3), st.floats(-2, 2))
 def test_min_cllr_is_that_of_isotonic_regression_and_no_rising_map_is_better(trials, scale, offset):
     scores, labels = trials
@@ -94,7 +94,7 @@ def test_fit_of_separated_scores_is_finite():
     assert np.all(np.isfinite(calibration.fit([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1])))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(lists(), st.floats(0.01, 0.99), st.floats(0.1, 10))
 def test_actual_dcf_by_counting(trials, p_target, c_miss):
     llrs, labels = trials

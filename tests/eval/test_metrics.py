@@ -47,7 +47,7 @@ def trial_lists(draw):
     return [s for s, _ in pairs], [label for _, label in pairs]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(trial_lists())
 def test_points_and_eer_equal_the_definition(trials):
     thresholds, miss, false_alarm = metrics.det_points(*trials)
@@ -56,7 +56,7 @@ def test_points_and_eer_equal_the_definition(trials):
     assert metrics.eer(*trials) == pytest.approx(float(exact_eer(*trials)), abs=1e-12)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(trial_lists())
 def test_threshold_is_a_score_whose_rates_are_nearest(trials):
     rate, threshold = metrics.eer_and_threshold(*trials)
@@ -67,7 +67,7 @@ def test_threshold_is_a_score_whose_rates_are_nearest(trials):
     assert rate == metrics.eer(*trials)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(trial_lists(), st.floats(0.001, 0.999), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_min_dcf_equals_the_definition(trials, p_target, c_miss, c_fa):
     costs = [c_miss * p_target * float(m) + c_fa * (1 - p_target) * float(f) for _, m, f in exact_points(*trials)]
