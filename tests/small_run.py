@@ -7,6 +7,10 @@ import numpy as np
 import soundfile
 from commands import process, ran
 
+ECAPA = """
+--config.model.encoder=ecapa --config.model.channels=(16,16,16,16,24) --config.model.se_bottleneck=8
+--config.model.attention=8
+""".split()  # in place of the encoder below, which compiles in half the time
 TINY = """
 from sdpn_jax.config import load
 
@@ -19,9 +23,8 @@ def get_config():
     config.views.global_frames = 60
     config.views.local_count = 2
     config.views.local_frames = 40
-    config.model.channels = (16, 16, 16, 16, 24)
-    config.model.se_bottleneck = 8
-    config.model.attention = 8
+    config.model.encoder = "resnet18"
+    config.model.width = 4
     config.model.embedding_size = 16
     config.model.hidden_size = 16
     config.model.projection_size = 8

@@ -110,11 +110,12 @@ def run(
     from sdpn_jax import config as configs
 
     config = configs.load(source, overrides)  # before what takes seconds to import
-    from sdpn_jax import demo
-    from sdpn_jax.training import loop
-
     if config.demo.train_speakers:
+        from sdpn_jax import demo
+
         demo.run(config, workdir or config.workdir)
     else:
+        from sdpn_jax.training import loop
+
         loop.train_and_evaluate(config, workdir or config.workdir, extend, skip_damaged)
     return 0

@@ -59,15 +59,10 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     names = tuple(map(str, range(num_classes))) if config.task == "classify" else ()
     labels = Labels(np.zeros(num_utterances, np.int32), names)
     program = program_of(config, network, mesh, per_epoch, lambda step, batch, constants: batch, views, labels)
-
-    def on(places, tree):
-        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
-
     state = jax.eval_shape(program.init)
-    state = on(sharding.state_sharding(mesh, state), state)
-    batch = on(jax.tree.map(lambda _: sharding.batch_sharding(mesh), views), views)
-    known = on(jax.tree.map(lambda _: sharding.replicated(mesh), labels.arrays()), labels.arrays())
-    return program.step.lower(state, batch, known).compile(compiler_options=options), program
+    places = sharding.state_sharding(mesh, state), sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    arguments = sharding.described((state, views, labels.arrays()), places)
+    return program.step.lower(*arguments).compile(compiler_options=options), program
 
 
 def report(compiled, program: Program, chip: Chip, num_devices: int) -> tuple[str, Figures]:

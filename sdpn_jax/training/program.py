@@ -93,9 +93,12 @@ def program_of(
     else:
         exchange = positives.make_exchange(config.ssps.share, config.seed, replicate) if with_positives else None
         step_on_views = make_train_step(*settings, *schedules, exchange)
+    step_on_views = jax.jit(step_on_views, inline=True)  # traced once, for the metrics' shapes and for the step
+    known = labels.arrays() if labels else {}
 
     def step(state: TrainState, batch: dict, constants: dict) -> tuple[TrainState, Float[Array, " M"]]:
-        state, metrics = step_on_views(state, make_views(state.step, batch, constants), constants)
+        of_labels = {name: constants[name] for name in known}
+        state, metrics = step_on_views(state, make_views(state.step, batch, constants), of_labels)
         return state, jnp.concatenate([jnp.ravel(metrics[name]) for name in shapes])
 
     def hear(state: TrainState, batch: dict, constants: dict) -> TrainState:
@@ -114,10 +117,10 @@ def program_of(
     state = jax.eval_shape(init)
     params = {"network": state.student["params"], "prototypes": state.prototypes}
     check_patterns(config.freeze, params | ({"classes": state.labelled.centres} if state.labelled else {}))
-    known = labels.arrays() if labels else {}
-    shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, state, views, known)[1].items()}
     of_state = sharding.state_sharding(mesh, state)
     arguments = of_state, sharding.batch_sharding(mesh), everywhere
+    described = sharding.described((state, views, known), arguments)
+    shapes = {name: value.shape for name, value in jax.eval_shape(step_on_views, *described)[1].items()}
     return Program(
         init=jax.jit(init, out_shardings=of_state),
         step=jax.jit(step, in_shardings=arguments, out_shardings=(of_state, everywhere), donate_argnums=0),

@@ -56,6 +56,12 @@ def state_sharding(mesh: Mesh, state):
     return jax.tree_util.tree_map_with_path(of, state)
 
 
+def described(tree, places):
+    """Describes the arrays of a tree where they will lie; `places` are shardings of its arrays or of its branches."""
+    of = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(lambda place, part: jax.tree.map(lambda x: of(x, place), part), places, tree)
+
+
 def padded_rows(count: int) -> int:
     """Rounds a number of rows up to one that any usual number of devices divides."""
     return -(-count // ROWS) * ROWS

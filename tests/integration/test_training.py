@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import torch_files
 from commands import command_of, line_of_refusal, process, ran, refused
-from small_run import arguments_of, evaluated, losses_of, make_workplace, rows_of, train
+from small_run import ECAPA, arguments_of, evaluated, losses_of, make_workplace, rows_of, train
 
 from sdpn_jax.data import shards
 from sdpn_jax.training import optim
@@ -106,10 +106,11 @@ def test_export_and_score(workplace):
 @pytest.mark.slow
 def test_released_weights_are_exported_and_trained_on(workplace):
     """A run's weights leave under the released names, come back as a released checkpoint, and training goes on."""
+    train(workplace, workplace / "ecapa", *ECAPA)
     contents = {"prototypes": np.random.default_rng(0).random((16, 8), np.float32), "epoch": 3}
     for part in ("student", "teacher"):
         file = workplace / f"{part}.safetensors"
-        said = ran("convert", f"--input={workplace / 'whole'}", f"--output={file}", f"--encoder={part}").stdout
+        said = ran("convert", f"--input={workplace / 'ecapa'}", f"--output={file}", f"--encoder={part}").stdout
         assert f"the {part} of step 20 written to {file}" in said
         contents[part] = {f"module.{name}": array for name, array in safetensors.numpy.load_file(file).items()}
     torch_files.write(workplace / "released.pth", contents)
@@ -119,15 +120,15 @@ def test_released_weights_are_exported_and_trained_on(workplace):
     assert "holds a run already" in refused("convert", *arguments)
 
     embeddings = []
-    for workdir in ("whole", "converted"):
+    for workdir in ("ecapa", "converted"):
         output = workplace / f"of_{workdir}.npz"
         ran("embed", workplace / "shards", f"--model={workplace / workdir}", f"--output={output}")
         embeddings.append(np.load(output)["embeddings"])
     np.testing.assert_array_equal(*embeddings)
 
-    wrong = *arguments_of(workplace, converted), "--config.num_prototypes=17"
+    wrong = *arguments_of(workplace, converted), *ECAPA, "--config.num_prototypes=17"
     assert "holds a run with num_prototypes=16" in refused("train", *wrong)
-    train(workplace, converted)
+    train(workplace, converted, *ECAPA)
     assert sorted(losses_of(converted)) == list(range(11, 21))
     assert np.all(np.isfinite(list(losses_of(converted).values())))
     assert "converted_from" not in json.loads((converted / "config.json").read_text())
@@ -183,8 +184,8 @@ def test_a_run_that_moves_and_one_that_begins_from_it(workplace, tmp_path):
     assert "resumed from the checkpoint of step 20" in train(workplace, tmp_path / "run", moved).stderr
 
     begin = *arguments_of(workplace, tmp_path / "new"), f"--config.init_from={tmp_path / 'run'}"
-    assert "nothing of its encoder fits" in refused("train", *begin, "--config.model.channels=(8, 8, 8, 8, 16)",
-        "--config.model.embedding_size=24", "--config.model.se_bottleneck=4", "--config.model.attention=4")  # fmt: skip
+    assert "nothing of its encoder fits" in refused("train", *begin, "--config.model.width=3",
+        "--config.model.embedding_size=24")  # fmt: skip
     assert "freeze='nothing/*' names no parameter" in refused("train", *begin, "--config.freeze=('nothing/*',)")
     said = ran("train", *begin, "--config.freeze=('encoder/*',)", "--config.model.hidden_size=24").stderr
     assert "arrays are drawn anew" in said

@@ -14,8 +14,23 @@ from hypothesis import strategies as st
 from sdpn_jax.training import losses
 from sdpn_jax.training.step import Objective, teacher_targets
 
+cosine_logits = jax.jit(losses.cosine_logits)
+student_log_probability = jax.jit(losses.student_log_probability)
+softmax_targets = jax.jit(losses.softmax_targets)
+cross_entropy = jax.jit(losses.cross_entropy)
+me_max = jax.jit(losses.me_max)
+balanced_targets = jax.jit(losses.balanced_targets, static_argnums=(2, 3, 4))
+sinkhorn_targets = jax.jit(functools.partial(losses.sinkhorn_targets, iterations=3))
+koleo_of_views = jax.jit(functools.partial(losses.over_view_groups, losses.koleo))
 SHAPES = (2, 1, 2), (3, 2, 9), (5, 4, 4), (7, 3, 2)  # B, V, K or D: few, since each is compiled
 sizes = st.tuples(st.sampled_from(SHAPES), st.integers(0, 2**16)).map(lambda drawn: (*drawn[0], drawn[1]))
+
+
+@functools.cache
+def with_gradient(term, normalisation=None):
+    """A term and its gradient, of embeddings or of the correlations of their dimensions; compiled once."""
+    of = term if normalisation is None else lambda x: term(losses.correlation(x, normalisation))
+    return jax.jit(jax.value_and_grad(of))
 
 
 def unit(x):
@@ -56,16 +71,16 @@ def test_student_log_probability_and_targets(size):
     with jax.enable_x64(True):
         x, c = rng.normal(size=(batch, 5)), rng.normal(size=(prototypes, 5))
         cosines = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in c] for a in x])
-        np.testing.assert_allclose(losses.cosine_logits(x, c), cosines, atol=1e-12)
+        np.testing.assert_allclose(cosine_logits(x, c), cosines, atol=1e-12)
         p = np.exp(cosines / 0.1) / np.exp(cosines / 0.1).sum(1, keepdims=True)
-        np.testing.assert_allclose(np.exp(losses.student_log_probability(cosines, 0.1)), p, rtol=1e-9)
+        np.testing.assert_allclose(np.exp(student_log_probability(cosines, 0.1)), p, rtol=1e-9)
         sharp = p**4 / (p**4).sum(1, keepdims=True)
-        np.testing.assert_allclose(losses.softmax_targets(cosines, 0.1, 0.25), sharp, rtol=1e-9)
+        np.testing.assert_allclose(softmax_targets(cosines, 0.1, 0.25), sharp, rtol=1e-9)
         q = sharp
         for _ in range(3):
             q = q / q.sum(0, keepdims=True)
             q = q / q.sum(1, keepdims=True)
-        np.testing.assert_allclose(losses.sinkhorn_targets(cosines, 0.1, 0.25, 3), q, rtol=1e-7)
+        np.testing.assert_allclose(sinkhorn_targets(cosines, 0.1, 0.25), q, rtol=1e-7)
 
 
 @settings(max_examples=10, deadline=None)
@@ -79,9 +94,9 @@ def test_cross_entropy_and_me_max(size):
         [-(targets[b, g] * log_p[b, v]).sum() for b in range(batch) for g in range(2) for v in range(views)]
     )
     with jax.enable_x64(True):
-        assert float(losses.cross_entropy(log_p, targets)) == pytest.approx(expected, rel=1e-10)
-        assert float(losses.me_max(log_p)) == pytest.approx(me_max_float64(log_p), rel=1e-9, abs=1e-12)
-        gradient = jax.jit(jax.grad(losses.me_max))(log_p)
+        assert float(cross_entropy(log_p, targets)) == pytest.approx(expected, rel=1e-10)
+        assert float(me_max(log_p)) == pytest.approx(me_max_float64(log_p), rel=1e-9, abs=1e-12)
+        gradient = with_gradient(losses.me_max)(log_p)[1]
     np.testing.assert_allclose(gradient, finite_difference(me_max_float64, log_p), atol=1e-7)
 
 
@@ -91,8 +106,8 @@ def test_koleo_and_its_gradient(size):
     batch, views, dimension, seed = size
     x = np.random.default_rng(seed).normal(size=(batch, views, dimension))
     with jax.enable_x64(True):
-        value, gradient = jax.jit(jax.value_and_grad(losses.koleo))(x[:, 0])
-        summed = float(jax.jit(functools.partial(losses.over_view_groups, losses.koleo))(x))
+        value, gradient = with_gradient(losses.koleo)(x[:, 0])
+        summed = float(koleo_of_views(x))
     # The released form adds epsilon to every coordinate too, which shows below distances of about 1e-4.
     assert float(value) == pytest.approx(koleo_float64(x[:, 0]), abs=1e-3)
     assert summed == pytest.approx(sum(koleo_float64(x[:, v]) for v in range(views)), abs=1e-3 * views)
@@ -128,8 +143,7 @@ def test_dimension_regularisation_and_its_gradient(normalisation, size):
 
     for actual, expected in ((losses.off_diagonal, off_diagonal), (losses.frobenius, frobenius)):
         with jax.enable_x64(True):
-            term = jax.value_and_grad(lambda x: actual(losses.correlation(x, normalisation)))  # noqa: B023
-            value, gradient = jax.jit(term)(x)
+            value, gradient = with_gradient(actual, normalisation)(x)
         assert float(value) == pytest.approx(expected(x), rel=1e-9, abs=1e-9)
         reference = finite_difference(expected, x)
         np.testing.assert_allclose(gradient, reference, atol=1e-5 * max(1.0, np.abs(reference).max()))
@@ -163,7 +177,7 @@ def test_balanced_targets_settle_where_optimal_transport_is(rate):
     with jax.enable_x64(True):
         offset = jnp.zeros(5)
         for _ in range(500):
-            targets, offset = losses.balanced_targets(cosines, offset, 0.5, 0.4, rate)
+            targets, offset = balanced_targets(cosines, offset, 0.5, 0.4, rate)
     np.testing.assert_allclose(np.asarray(targets).mean(0), 1 / 5, atol=1e-9)
     np.testing.assert_allclose(targets, scipy.special.softmax(logits - solution, axis=1), atol=1e-5)
 
@@ -184,7 +198,7 @@ def test_balancing_is_finite_when_the_winner_changes(rate):
     batches = [np.array([[1.0, -1.0, 0.0]] * 4), np.array([[-1.0, 1.0, 0.0]] * 4), np.array([[1.0, -1.0, 0.5]] * 4)]
     offset, expected = jnp.zeros(3), np.zeros(3)
     for cosines in batches:
-        targets, offset = losses.balanced_targets(jnp.asarray(cosines, jnp.float32), offset, 0.1, 0.1, rate)
+        targets, offset = balanced_targets(jnp.asarray(cosines, jnp.float32), offset, 0.1, 0.1, rate)
         log_p = scipy.special.log_softmax(cosines / 0.01 - expected, axis=1)
         log_usage = scipy.special.logsumexp(log_p, axis=0) - np.log(4)
         with np.errstate(divide="ignore"):
