@@ -100,7 +100,7 @@ def rectify(x: Activations) -> Activations:
     return jnp.maximum(x, 0)
 
 
-rectify.defvjp(lambda x: (rectify(x),) * 2, lambda y, gradient: (jnp.where(y != 0, gradient, 0),))
+rectify.defvjp(lambda x: (y := rectify(x), y), lambda y, gradient: (jnp.where(y != 0, gradient, 0),))
 
 
 class Conv(nn.Module):

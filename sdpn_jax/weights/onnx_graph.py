@@ -70,14 +70,14 @@ class Graph:
         `sizes` of x are numbers and JAX's symbols (jax.export.symbolic_shape). Raises UserError for what this file
         cannot write.
         """
-        closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(tuple(sizes), jnp.float32))
+        closed, described = jax.make_jaxpr(function, return_shape=True)(jax.ShapeDtypeStruct(tuple(sizes), jnp.float32))
         shape = self.add("Shape", x)
         self._sizes = {
             str(size): self.add("Gather", shape, np.array([i])) for i, size in enumerate(sizes) if not is_known(size)
         }
         made = self.named(self._run(closed.jaxpr, closed.consts, [x])[0])
         self.nodes.append(helper.make_node("Identity", [made], [result]))
-        return closed.out_avals[0].shape
+        return described.shape
 
     def model(
         self,
