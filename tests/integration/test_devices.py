@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import arguments_of, losses_of, make_workplace, train_on
+from small_run import ECAPA, arguments_of, losses_of, make_workplace, train_on
 
 ROOT = Path(__file__).parents[2]
-# With a head that is large enough to be split over devices.
-WIDE_FLOAT64 = """
---config.model.dtype=float64 --config.model.hidden_size=512 --config.model.projection_size=128
-""".split()
+# With a head that is large enough to be split over devices, and the encoder whose products are fast in float64.
+WIDE_FLOAT64 = [
+    *ECAPA, "--config.model.dtype=float64", "--config.model.hidden_size=512", "--config.model.projection_size=128",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
