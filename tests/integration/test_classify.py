@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import ran, refused
-from small_run import arguments_of, losses_of, make_workplace, rows_of, train, train_on
+from small_run import ECAPA, arguments_of, losses_of, make_workplace, rows_of, train, train_on
 
 from sdpn_jax.training.beginning import classes_of
 from sdpn_jax.weights import run
@@ -116,7 +116,7 @@ def test_fine_tuning_begins_with_the_classes(workplace):
 def test_four_devices_give_the_same_losses(workplace, monkeypatch):
     """In float64, with SDPN beside the labels, the state split in two, the classes in four."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
-    more = [*labelled(workplace), "--config.model.dtype=float64", "--config.classify.sdpn_weight=0.5"]
+    more = [*labelled(workplace), *ECAPA, "--config.model.dtype=float64", "--config.classify.sdpn_weight=0.5"]
     train_on(1, workplace, workplace / "1", *more)
     train_on(4, workplace, workplace / "4", *more, "--config.mesh.fsdp=2")
     one, four = losses_of(workplace / "1"), losses_of(workplace / "4")
