@@ -7,10 +7,7 @@ import numpy as np
 import soundfile
 from commands import process, ran
 
-ECAPA = """
---config.model.encoder=ecapa --config.model.channels=(16,16,16,16,24) --config.model.se_bottleneck=8
---config.model.attention=8
-""".split()  # in place of the encoder below, which compiles in half the time
+ECAPA_SIZES = dict(encoder="ecapa", channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8)
 TINY = """
 from sdpn_jax.config import load
 
@@ -33,6 +30,14 @@ def get_config():
     config.checkpoint_every = 5
     return config
 """
+
+
+def flags_of(sizes: dict) -> list[str]:
+    """The flags that set these sizes of the network."""
+    return [f"--config.model.{name}={value}" for name, value in sizes.items()]
+
+
+ECAPA = flags_of(ECAPA_SIZES)  # in place of the encoder above, which compiles in half the time
 
 
 def make_workplace(folder: Path) -> Path:

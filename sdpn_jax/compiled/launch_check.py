@@ -59,10 +59,8 @@ def compile_step(config: Config, devices: list, num_utterances: int, num_classes
     names = tuple(map(str, range(num_classes))) if config.task == "classify" else ()
     labels = Labels(np.zeros(num_utterances, np.int32), names)
     program = program_of(config, network, mesh, per_epoch, lambda step, batch, constants: batch, views, labels)
-    state = jax.eval_shape(program.init)
-    places = sharding.state_sharding(mesh, state), sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    arguments = sharding.described((state, views, labels.arrays()), places)
-    return program.step.lower(*arguments).compile(compiler_options=options), program
+    lowered = program.step.lower(jax.eval_shape(program.init), views, labels.arrays())
+    return lowered.compile(compiler_options=options), program
 
 
 def report(compiled, program: Program, chip: Chip, num_devices: int) -> tuple[str, Figures]:

@@ -59,7 +59,7 @@ def state_sharding(mesh: Mesh, state):
 def described(tree, places):
     """Describes the arrays of a tree where they will lie; `places` are shardings of its arrays or of its branches."""
     of = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
-    return jax.tree.map(lambda place, part: jax.tree.map(lambda x: of(x, place), part), places, tree)
+    return jax.tree.map(of, tree, jax.tree.broadcast(places, tree))
 
 
 def padded_rows(count: int) -> int:

@@ -18,6 +18,7 @@ import serving
 import soundfile
 import torch_files
 from commands import sdpn
+from small_run import ECAPA, ECAPA_SIZES, flags_of
 
 from sdpn_jax.models.network import network_of
 from sdpn_jax.weights import model_folder, sdpn_names
@@ -27,19 +28,12 @@ DOCUMENTS = (
     "README data training stages evaluation embeddings service models scaling performance ablation security".split()
 )
 SIZES = dict(encoder="resnet18", width=4, embedding_size=12, hidden_size=16, projection_size=8)
-ECAPA = SIZES | dict(encoder="ecapa", channels=(16, 16, 16, 16, 24), se_bottleneck=8, attention=8)  # as released
-
-
-def flags_of(sizes: dict) -> str:
-    return " ".join(f"'--config.model.{name}={value}'" for name, value in sizes.items())
-
-
 SHORT = (
     "--config.num_steps=2 --config.warmup_steps=1 --config.batch_size=4 --config.workers=0 --config.log_every=1 "
     "--config.checkpoint_every=2 --config.held_out=2 --config.num_prototypes=16 --config.model.dtype=float32 "
     "--config.views.global_frames=60 --config.views.local_frames=40 --config.views.local_count=2 "
     "--config.objective.koleo_group=2 "
-) + flags_of(SIZES)
+) + shlex.join(flags_of(SIZES))
 MORE = {
     "train": SHORT,
     "python -m sdpn_jax.main": SHORT,
@@ -59,7 +53,7 @@ MORE = {
     "--config.model.encoder=resnet18,--config.model.width=4",
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/encoders.py": "--encoders=campplus --rows=1 --repeats=1",
-    "benchmarks/training_step.py": f"--repeats=1 {SHORT} {flags_of(ECAPA)}",
+    "benchmarks/training_step.py": f"--repeats=1 {SHORT} {shlex.join(ECAPA)}",
     "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
 }
 EXTRAS = {
@@ -146,7 +140,7 @@ def workplace(tmp_path_factory):
     network = network_of(SIZES)
     variables = random_variables.of_network(network)
     model_folder.write_model(folder / "MODEL", {**SIZES, "dtype": "float32"}, variables, {}, 0.5, "unknown")
-    network = network_of(ECAPA)
+    network = network_of(SIZES | ECAPA_SIZES)  # as released
     variables = random_variables.of_network(network)
     state = {f"module.{name}": array for name, array in sdpn_names.to_released(variables, 1).items()}
     prototypes = rng.random((16, network.head.projection_size), np.float32)
@@ -168,7 +162,7 @@ def run_command(command: str, folder: Path) -> None:
         assert server.stop() == 143
         return
     words += shlex.split(MORE.get(program, "") + (DEMO if program == "demo" else ""))
-    words += shlex.split(flags_of(ECAPA)) if "--config=vox2_released" in words else []
+    words += ECAPA if "--config=vox2_released" in words else []
     if is_ours:
         done = sdpn(*words[1:])
     else:

@@ -184,8 +184,8 @@ def test_a_run_that_moves_and_one_that_begins_from_it(workplace, tmp_path):
     assert "resumed from the checkpoint of step 20" in train(workplace, tmp_path / "run", moved).stderr
 
     begin = *arguments_of(workplace, tmp_path / "new"), f"--config.init_from={tmp_path / 'run'}"
-    assert "nothing of its encoder fits" in refused("train", *begin, "--config.model.width=3",
-        "--config.model.embedding_size=24")  # fmt: skip
+    other = "--config.model.width=3", "--config.model.embedding_size=24"
+    assert "nothing of its encoder fits" in refused("train", *begin, *other)
     assert "freeze='nothing/*' names no parameter" in refused("train", *begin, "--config.freeze=('nothing/*',)")
     said = ran("train", *begin, "--config.freeze=('encoder/*',)", "--config.model.hidden_size=24").stderr
     assert "arrays are drawn anew" in said

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdpn_jax.compiled import gpu, launch_check
+from sdpn_jax.training import sharding
 
 
 def layer(x, taps, kernel):
@@ -27,8 +26,8 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # of the machine that compiles
     topology = sys.argv[1]
     name = topology.partition(":")[0]
-    mesh = Mesh(np.array(launch_check.devices_of(topology)), ("data",))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    mesh = sharding.make_mesh(devices=launch_check.devices_of(topology))
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     shapes = ((256, 202, 64), split), ((3, 64, 128), whole), ((128, 256), whole)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape, place in shapes]
     options = gpu.COMPILER_OPTIONS if name in gpu.GPUS else None
