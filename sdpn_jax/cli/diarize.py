@@ -57,11 +57,9 @@ def diarize(
     if method not in clusters.METHODS:
         raise UserError(f"--method={method}: give {' or '.join(clusters.METHODS)}")
     name, rttm_path = PurePath(recording).stem, storage.place(output)
-    others = rttm_path.with_suffix(".json"), rttm_path.with_suffix(".png")
-    if rttm_path in others:
-        raise UserError(
-            f"--output={output}: give the RTTM file, beside which {others[0].name} and the picture will lie"
-        )
+    if rttm_path.suffix in (".json", ".png"):
+        raise UserError(f"--output={output}: give the RTTM file, beside which JSON and a picture will lie")
+    others = tuple(rttm_path.with_name(rttm_path.name.removesuffix(".rttm") + end) for end in (".json", ".png"))
     truth = rttm.turns_of(rttm.read_rttm(reference), name, reference) if reference else None
     if truth:
         rates.check_library()

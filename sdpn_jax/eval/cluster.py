@@ -269,14 +269,14 @@ def agreement(labels: Shaped[np.ndarray, " N"], speakers: Shaped[np.ndarray, " N
 
 
 def read_speakers(path: str | os.PathLike, ids: list[str]) -> np.ndarray:
-    """Reads each id's speaker [N] from `utterance speaker` lines; UserError if one is missing."""
-    speaker_of = {}
-    for number, line in enumerate(read_text(path, "list of speakers").split("\n"), 1):
-        fields = line.split()
+    """Reads each id's speaker [N] from `utterance speaker` lines; UserError if one is missing or has two."""
+    speaker_of: dict[str, str] = {}
+    for number, line in enumerate(read_text(path, "list of speakers", "surrogateescape").split("\n"), 1):
+        fields = line.strip().rsplit(maxsplit=1)  # an utterance may have blanks in its name
         if fields and len(fields) != 2:
             raise UserError(f"{path}, line {number}: wanted is 'utterance speaker', not {quoted(line.strip())}")
-        if fields:
-            speaker_of[fields[0]] = fields[1]
+        if fields and speaker_of.setdefault(*fields) != fields[1]:
+            raise UserError(f"{path}, line {number}: {quoted(fields[0])} has another speaker before: leave one of them")
     names = list(speaker_of)
     rows, faults = match_ids(names, ids)
     if faults:
@@ -369,6 +369,7 @@ def cluster_file(
         storage.write_text(folder / "clusters.json", json.dumps(results, indent=2) + "\n")
         plots.plot_map(embeddings, labels, folder / "map.png", projection, seed, "cluster")
         plots.plot_sizes(sizes, folder / "sizes.png")
+        storage.remove(folder / "numbers.png")  # of an earlier search
         if results["tried"]:
             plots.plot_numbers(
                 {k: v for k, v in results["tried"].items() if v is not None}, number, folder / "numbers.png", retrievals

@@ -46,8 +46,10 @@ def _number(text: str) -> float:
 
 
 def names_of(paths: list[str]) -> list[str]:
-    """Names each score file by the shortest end of its path that tells it apart."""
+    """Names each score file by the shortest end of its path that tells it apart, if possible without suffix."""
     parts = [Path(path).with_suffix("").parts for path in paths]
+    if len(set(parts)) < len(parts):  # cosine_0.1 and cosine_0.2 have no suffix, a.txt and a.tsv differ in theirs alone
+        parts = [Path(path).parts for path in paths]
     names, size = [], 0
     while len(set(names)) < len(parts) and size < max(map(len, parts)):
         size += 1

@@ -157,7 +157,7 @@ def opened(path: Path, model: str) -> Voices:
     """
     if path.suffix == SUFFIX:
         return Voices(path, model)
-    database = path.with_suffix(SUFFIX)
+    database = path.with_name(path.name.removesuffix(".npz") + SUFFIX)
     first = galleries.read(path, model) if path.exists() and not database.exists() else None
     return Voices(database, model, first)
 

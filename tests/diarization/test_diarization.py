@@ -290,6 +290,9 @@ def test_the_command(tmp_path):
     assert content["seconds"] == pytest.approx(12)
     assert len(content["segments"]) == 3
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    dated = tmp_path / "m_26.11"  # no suffix: beside it lies nothing of m_26.12
+    told = ran("diarize", tmp_path / "m.wav", "-o", dated, "--speakers=2").stdout
+    assert told.splitlines()[-3:] == [f"wrote {dated}{end}" for end in ("", ".json", ".png")]
     assert "--method=x" in refused("diarize", tmp_path / "m.wav", "-o", out, "--method=x")
     assert "--output=m.json" in refused("diarize", tmp_path / "m.wav", "-o", "m.json")
     assert "no such file" in refused("diarize", tmp_path / "none.wav", "-o", out).lower()

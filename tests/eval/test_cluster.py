@@ -1,6 +1,7 @@
 """Clusters of embeddings: blobs recovered, SciPy's tree, scikit-learn's silhouettes, agreement by hand, files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -202,9 +203,16 @@ def test_files_of_a_search(blobs, tmp_path):
         assert "numbers.png" in cluster.files_of(results)
     distances = cdist(embeddings, embeddings, "cosine")
     nearest_other = min(distances[0, speakers == other].mean() for other in range(1, 5))
-    cluster.cluster_file(tmp_path / "e.npz", tmp_path / "five", 5)
+    shutil.copytree(tmp_path / "out", tmp_path / "five")
+    assert "numbers.png" not in cluster.files_of(cluster.cluster_file(tmp_path / "e.npz", tmp_path / "five", 5))
+    assert not (tmp_path / "five" / "numbers.png").exists()
     first = float((tmp_path / "five" / "confidence.txt").read_text().split()[1])
     assert first == pytest.approx(1 - distances[0, 1:20].mean() / nearest_other, abs=1e-4)
+
+
+def test_speakers_of_utterances_with_blanks(tmp_path):
+    (tmp_path / "speakers.txt").write_bytes(b"\xef\xbb\xbfmy file.wav ann\r\n\r\nb/c.wav  ben\r\n")
+    assert cluster.read_speakers(tmp_path / "speakers.txt", ["b/c.wav", "my file.wav"]).tolist() == ["ben", "ann"]
 
 
 def test_bad_input(blobs, tmp_path):
@@ -216,6 +224,9 @@ def test_bad_input(blobs, tmp_path):
         cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2, speakers_path=tmp_path / "speakers.txt")
     (tmp_path / "speakers.txt").write_text("a x\nb\n")
     with pytest.raises(UserError, match="line 2: wanted is 'utterance speaker', not 'b'"):
+        cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2, speakers_path=tmp_path / "speakers.txt")
+    (tmp_path / "speakers.txt").write_text("a x\nb x\nc x\na y\n")
+    with pytest.raises(UserError, match="line 4: 'a' has another speaker before"):
         cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2, speakers_path=tmp_path / "speakers.txt")
     with pytest.raises(UserError, match="--smallest=9: the largest cluster has 2 utterances: choose fewer"):
         cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2, smallest=9)

@@ -53,3 +53,5 @@ def test_scores_of_another_list_are_refused(systems):
 def test_short_names():
     assert names_of(["a/x/scores.txt", "a/y/scores.txt"]) == ["x", "y"]
     assert names_of(["a/x.txt", "b/y.txt"]) == ["x", "y"]
+    assert names_of(["a/cosine_0.1", "a/cosine_0.2"]) == ["cosine_0.1", "cosine_0.2"]  # no suffixes
+    assert names_of(["a/x.txt", "a/x.tsv"]) == ["x.txt", "x.tsv"]
