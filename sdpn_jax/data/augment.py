@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 from absl import logging
 from jaxtyping import Float, Float32
 
@@ -160,8 +159,10 @@ def rir_of(sources: Sources, rng: np.random.Generator) -> Response:
 
 def convolve_rir(waveform: Waveform, rir: Float[np.ndarray, " L"]) -> Waveform:
     """Convolves a waveform [N] with rir / |rir|, cut to [N], the strongest tap (the direct path) at no delay."""
+    from scipy import signal  # which takes a second to import, and training does not need it
+
     direct = int(np.argmax(np.abs(rir)))
-    wet = scipy.signal.fftconvolve(waveform, rir / np.sqrt(np.sum(np.square(rir))))
+    wet = signal.fftconvolve(waveform, rir / np.sqrt(np.sum(np.square(rir))))
     return wet[direct : direct + len(waveform)]
 
 

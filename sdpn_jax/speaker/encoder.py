@@ -88,7 +88,12 @@ class SpeakerEncoder:
 
     def similarity(self, a: Recording | np.ndarray, b: Recording | np.ndarray) -> float:
         """Computes the cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
-        return float(cosine(self._embedding(a), self._embedding(b)))
+        for x in (a, b):
+            if isinstance(x, np.ndarray) and x.shape != (self.embedding_size,):
+                raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
+        recordings = [x for x in (a, b) if not isinstance(x, np.ndarray)]
+        embedded = iter(self.embed(recordings))  # in one batch where their lengths allow: one program to compile
+        return float(cosine(*(x if isinstance(x, np.ndarray) else next(embedded) for x in (a, b))))
 
     def verify(self, a: Recording | np.ndarray, b: Recording | np.ndarray, threshold: float | None = None) -> Verdict:
         """Decides whether two recordings (or embeddings) are of one speaker.
@@ -104,13 +109,6 @@ class SpeakerEncoder:
         score, threshold = self.similarity(a, b), float(threshold)
         probability = self.calibration.probability(score) if self.calibration else None
         return Verdict(score, threshold, score >= threshold, probability)
-
-    def _embedding(self, x: Recording | np.ndarray) -> np.ndarray:
-        if isinstance(x, np.ndarray):
-            if x.shape != (self.embedding_size,):
-                raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
-            return x
-        return self.embed(x)
 
 
 def _waveform(recording: Recording, place: int, reading: audio.Reading) -> np.ndarray:

@@ -3,6 +3,7 @@
 import librosa
 import numpy as np
 import pytest
+import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,24 @@ def test_log_mel_equals_librosa(num_samples):
     assert ours.shape == (1 + num_samples // 160, 80)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, reference(waveform), atol=2e-4)
+
+
+@pytest.mark.parametrize("other", [{}, dict(sample_rate=22050, n_fft=1024, window=551, mel_bins=64, fmin_hz=20.0)])
+def test_window_and_filterbank_are_the_libraries(other):
+    settings = features.FeatureSettings(**other)
+    window, filterbank = features.window_and_filterbank(settings)
+    hann = scipy.signal.get_window("hann", settings.window, fftbins=True)
+    np.testing.assert_array_equal(window, librosa.util.pad_center(hann, size=settings.n_fft).astype(np.float32))
+    mel = librosa.filters.mel(
+        sr=settings.sample_rate,
+        n_fft=settings.n_fft,
+        n_mels=settings.mel_bins,
+        fmin=settings.fmin_hz,
+        fmax=settings.fmax_hz,
+        htk=True,
+        norm=None,
+    )
+    np.testing.assert_array_equal(filterbank, mel.T)
 
 
 def test_mel_power_equals_a_plain_fourier_sum():
