@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import io
 import logging as pylogging
 import signal
 import sys
@@ -147,6 +148,9 @@ def start_log() -> None:
     """Shows our own log from INFO on and the libraries' warnings; a second call changes nothing."""
     if not flags.FLAGS.is_parsed():  # absl would say that it logs before flags are parsed, of which there are none
         flags.FLAGS(["sdpn"])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()

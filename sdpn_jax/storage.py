@@ -450,7 +450,7 @@ def stamp(path: str | os.PathLike) -> tuple[int, int | str] | None:
             return None
     try:
         status = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # no name that the system can hold
         return None
     return status.st_size, status.st_mtime_ns
 

@@ -15,7 +15,7 @@ from sdpn_jax.cli.options import (
     keep_compiled_programs,
     reading_of,
 )
-from sdpn_jax.errors import UserError, returns_exit_code
+from sdpn_jax.errors import UserError, one_line, returns_exit_code
 
 
 @returns_exit_code
@@ -48,7 +48,7 @@ def adapt(
     from sdpn_jax.speaker import domain
     from sdpn_jax.weights import export, model_folder
 
-    storage.place(output)
+    model_folder.check_output(output)
     found = domain.read(model, input, crop_seconds, reading_of(channel, max_seconds))
     rates = adaptation.crop_rates(found.embeddings, found.crops, found.recordings)
     names = ["none", *(f"{each:g}" for each in adaptation.SHRINKAGES)]
@@ -73,7 +73,7 @@ def adapt(
     for name, rate in means.items():
         print(f"{name:>9s}  {rate:.2f}" + ("  <- taken" if name == f"{shrinkage:g}" else ""))
     for path, reason in found.skipped:
-        print(f"skipped: {path}: {reason}")
+        print(one_line(f"skipped: {path}: {reason}"))
     for name in (model_folder.CONFIG, model_folder.WEIGHTS, model_folder.CARD):
         print(f"wrote {storage.place(output) / name}")
     print(f"adapted to {len(found.embeddings)} recordings; the threshold is to be found anew")

@@ -15,7 +15,7 @@ from sdpn_jax.cli.options import (
     keep_compiled_programs,
     reading_of,
 )
-from sdpn_jax.errors import UserError, returns_exit_code
+from sdpn_jax.errors import UserError, one_line, returns_exit_code
 
 
 @returns_exit_code
@@ -81,7 +81,7 @@ def calibrate(
                                  "recordings": len(kept), "skipped": found.skipped, "model": str(folder)}))  # fmt: skip
         return 0
     for path, reason in found.skipped:
-        print(f"skipped: {path}: {reason}")
+        print(one_line(f"skipped: {path}: {reason}"))
     if len(kept) < len(found.ids):
         print(f"left out: {len(found.ids) - len(kept)} recordings without a speaker in {labels}")
     print(facts["calibrated on"])
@@ -104,9 +104,12 @@ def calibrate(
 def speakers_of(ids: list[str], labels: str) -> list[str | None]:
     """Finds the speaker of each recording, None for those that a list does not name; UserError if it names none."""
     from sdpn_jax.data import labels as lists
+    from sdpn_jax.eval.matching import match_ids
 
     known = lists.of_folders(ids) if labels == "folders" else lists.read_labels(labels)
-    speakers = [known.get(name) for name in ids]
+    names = list(known)
+    rows, _ = match_ids(names, ids)
+    speakers = [known[names[rows[name]]] if name in rows else None for name in ids]
     if not any(speakers):
         raise UserError(f"{labels} names none of the {len(ids)} recordings, of which the first is {ids[0]}")
     return speakers

@@ -34,7 +34,7 @@ def cluster(
     ] = None,
     speakers: Annotated[str | None, Option(help="Lines `utterance speaker`: true labels, to compare with.")] = None,
     map: Annotated[Literal["pca", "tsne"], Option(help="How the map is projected.")] = "pca",
-    seed: Annotated[int, Option(help="Of k-means, samples and t-SNE.")] = 0,
+    seed: Annotated[int, Option(help="Of k-means, samples and t-SNE.", min=0, max=2**32 - 1)] = 0,
 ) -> int:
     """Find speakers without labels: clusters of embeddings, written as pseudo-labels."""
     from sdpn_jax import storage

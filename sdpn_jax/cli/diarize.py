@@ -1,6 +1,7 @@
 """`sdpn diarize`: who spoke when in a recording?"""
 
 import json as json_format
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import PurePath
@@ -33,7 +34,8 @@ def diarize(
     method: Annotated[str, Option(help="How windows are clustered: spectral or agglomerative.")] = "spectral",
     gallery: Annotated[str | None, Option(help="Speakers in it are called by their names.")] = None,
     threshold: Annotated[
-        float | None, Option(help="The cosine from which a speaker is one of the gallery; default: the model's.")
+        float | None,
+        Option(help="The cosine from which a speaker is one of the gallery; default: the model's.", min=-10, max=10),
     ] = None,
     reference: Annotated[str | None, Option(help="RTTM of who really spoke when, to measure the error rates.")] = None,
     collar: Annotated[
@@ -60,6 +62,10 @@ def diarize(
     if rttm_path.suffix in (".json", ".png"):
         raise UserError(f"--output={output}: give the RTTM file, beside which JSON and a picture will lie")
     others = tuple(rttm_path.with_name(rttm_path.name.removesuffix(".rttm") + end) for end in (".json", ".png"))
+    outputs = {os.path.realpath(path) for path in (rttm_path, *others)}
+    for read in filter(None, (recording, reference, gallery)):
+        if os.path.realpath(read) in outputs:
+            raise UserError(f"--output={output}: it would be written over {read}: give another name")
     truth = rttm.turns_of(rttm.read_rttm(reference), name, reference) if reference else None
     if truth:
         rates.check_library()

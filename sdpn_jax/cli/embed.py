@@ -16,7 +16,7 @@ from sdpn_jax.cli.options import (
     keep_compiled_programs,
     reading_of,
 )
-from sdpn_jax.errors import returns_exit_code
+from sdpn_jax.errors import UserError, returns_exit_code
 
 ENDS = {"npz": ".npz", "npy": "", "kaldi": ".ark", "parquet": ".parquet"}  # of the outputs' names
 
@@ -39,7 +39,7 @@ def embed(
     step: Annotated[int | None, Option(help="Checkpoint of a training run; default: the newest.")] = None,
     crops: Annotated[int, Option(help="0: whole utterances; else the mean embedding of so many crops.", min=0)] = 0,
     crop_seconds: Annotated[
-        float, Option("--crop_seconds", help="Length of a crop; a shorter utterance is taken whole.", min=0.2)
+        float, Option("--crop_seconds", help="Length of a crop; a shorter utterance is taken whole.", min=0.2, max=3600)
     ] = 4.0,
     task_index: Annotated[int, Option("--task_index", help="This machine's number, from 0.")] = 0,
     task_count: Annotated[int, Option("--task_count", help="Machines that share the list.")] = 1,
@@ -57,6 +57,8 @@ def embed(
 
     base = next((output.removesuffix(end) for end in ENDS.values() if end and output.endswith(end)), output)
     path = base + ENDS[format]
+    if base.endswith("/") and ENDS[format]:
+        raise UserError(f"--output={output}: give the file's name, not a folder's")
     reading = reading_of(channel, max_seconds)
     written = corpus.embed_corpus(
         recordings, path, model, encoder, step, crops, crop_seconds, task_index, task_count, reading

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from sdpn_jax.cli.options import Model
-from sdpn_jax.errors import UserError, returns_exit_code
+from sdpn_jax.errors import UserError, one_line, returns_exit_code
 
 ENDINGS = {".onnx": "onnx", ".stablehlo": "stablehlo"}
 
@@ -65,7 +65,7 @@ def _folder(
     from sdpn_jax.weights import model_folder
 
     for name, value in exporting.export_model(model, output, encoder, step, results, license, with_head).items():
-        print(f"{name}: {value}")
+        print(one_line(f"{name}: {value}"))
     for name in (model_folder.CONFIG, model_folder.WEIGHTS, model_folder.CARD):
         print(f"wrote {storage.place(output) / name}")
 

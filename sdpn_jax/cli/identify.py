@@ -24,7 +24,8 @@ def identify(
     gallery: Annotated[str, Option(help="The gallery that `sdpn enrol` or `sdpn serve` made.")],
     model: Model = PRETRAINED,
     threshold: Annotated[
-        float | None, Option(help="The cosine from which it is the speaker; default: the model's.")
+        float | None,
+        Option(help="The cosine from which it is the speaker; default: the model's.", min=-10, max=10),
     ] = None,
     show: Annotated[int, Option(help="How many of the most alike speakers are shown.", min=1)] = 3,
     channel: Channel = "mean",

@@ -43,5 +43,5 @@ def inspect(
     print(f"{survey.report(found)}\nwritten: {', '.join(wrote)} in {pictures}")
     if found.problems:
         listed = "\n  ".join(found.problems[:20])
-        raise UserError(f"{len(found.problems)} problems:\n  {listed}\nrun sdpn prepare again")
+        raise UserError(f"{len(found.problems)} problems:\n  {listed}\ndelete these shards and run sdpn prepare again")
     return 0

@@ -29,7 +29,7 @@ def prepare(
     labels: Annotated[
         str, Option(help="Lines `utterance label` (utt2spk), or folders: an id's first folder; for task=classify.")
     ] = "",
-    seed: Annotated[int, Option(help="Of the augmentation.")] = 0,
+    seed: Annotated[int, Option(help="Of the augmentation.", min=0)] = 0,
     workers: Annotated[int, Option(help="Processes; 0: one for each core.", min=0)] = 0,
     task_index: Annotated[
         int | None, Option("--task_index", help="This machine's number, from 0; default: SLURM's or Kubernetes'.")

@@ -25,7 +25,8 @@ def verify(
     b: Annotated[str, Argument(help="Another one.", metavar="B.wav")],
     model: Model = PRETRAINED,
     threshold: Annotated[
-        float | None, Option(help="The cosine from which speakers count as the same; default: the model's.")
+        float | None,
+        Option(help="The cosine from which speakers count as the same; default: the model's.", min=-10, max=10),
     ] = None,
     channel: Channel = "mean",
     max_seconds: MaxSeconds = MAX_SECONDS,

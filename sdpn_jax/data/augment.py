@@ -69,7 +69,7 @@ def find_sources(noise: str | os.PathLike | None, rirs: str | os.PathLike | None
     if not rirs:
         return Sources(noises)
     folder = storage.place(rirs)
-    names = {path: path.relative_to(folder).as_posix().lower() for path in _usable(rirs)}
+    names = {cut.path: _name_in(folder, cut).lower() for cut in _usable(rirs)}
     responses = [path for path, name in names.items() if "noise" not in re.sub("|".join(RIR_FOLDERS), "", name)]
     if not responses:
         raise UserError(f"{rirs} holds noise alone, no room impulse responses")
@@ -79,9 +79,9 @@ def find_sources(noise: str | os.PathLike | None, rirs: str | os.PathLike | None
 
 def _noises_by_type(folder: storage.Place) -> dict[str, list[storage.Place]]:
     noises, others = defaultdict(list), []
-    for path in _usable(folder):
-        kind = next((part for part in path.relative_to(folder).parts[:-1] if part.lower() in SNR_DB), "").lower()
-        (noises[kind] if kind else others).append(path)
+    for cut in _usable(folder):
+        kind = next((part for part in _name_in(folder, cut).lower().split("/")[:-1] if part in SNR_DB), "")
+        (noises[kind] if kind else others).append(cut.path)
     if not noises:
         noises, others = {"noise": others}, []
     told = ", ".join(f"{len(noises[kind])} files of {kind}" for kind in SNR_DB if noises.get(kind))
@@ -89,16 +89,21 @@ def _noises_by_type(folder: storage.Place) -> dict[str, list[storage.Place]]:
     return {kind: noises[kind] for kind in SNR_DB if noises.get(kind)}
 
 
-def _usable(folder: str | os.PathLike) -> list[storage.Place]:
+def _name_in(folder: storage.Place, cut: audio.Cut) -> str:
+    """A recording's path below the folder, or, of a list that names recordings elsewhere, its id."""
+    return cut.path.relative_to(folder).as_posix() if cut.path.is_relative_to(folder) else cut.id
+
+
+def _usable(folder: str | os.PathLike) -> list[audio.Cut]:
     """The recordings below a folder whose header can be read; those of tens of thousands take seconds."""
-    found = [cut.path for cut in find_utterances(folder)]
-    paths = [path for path in found if audio.seconds_of(path)]
-    if not paths:
+    found = find_utterances(folder)
+    usable = [cut for cut in found if audio.seconds_of(cut.path)]
+    if not usable:
         raise UserError(f"none of the {len(found)} files in {folder} can be used")
-    if len(paths) < len(found):
-        bad = sorted(set(found) - set(paths))
+    if len(usable) < len(found):
+        bad = sorted({cut.path for cut in found} - {cut.path for cut in usable})
         logging.warning("%d of %d files in %s cannot be read, first %s", len(bad), len(found), folder, bad[0])
-    return paths
+    return usable
 
 
 @lru_cache(maxsize=64)

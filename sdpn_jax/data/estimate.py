@@ -33,6 +33,8 @@ def estimate(utterances: list[audio.Cut], recipe: prepare.Recipe, workers: int =
         prepared += len(waveform) / audio.SAMPLE_RATE
         if time.time() - started > ESTIMATE_SECONDS:
             break
+    if not prepared:
+        raise UserError(f"none of {len(order)} files can be used, first {utterances[order[0]].path}")
     rate = prepared / (time.time() - started)
     workers = workers or joblib.cpu_count()
     versions = 1 + recipe.augmentations
@@ -49,8 +51,9 @@ def estimate(utterances: list[audio.Cut], recipe: prepare.Recipe, workers: int =
 
 
 def _seconds_of(cut: audio.Cut) -> float | None:
-    end = audio.seconds_of(cut.path) if cut.end is None else cut.end
-    return end and end - cut.start
+    whole = audio.seconds_of(cut.path)
+    end = whole if cut.end is None else min(cut.end, whole or 0)
+    return end and max(end - cut.start, 0)
 
 
 def _bytes_per_second(recipe: prepare.Recipe) -> float:

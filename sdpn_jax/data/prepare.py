@@ -29,7 +29,7 @@ from tqdm import tqdm
 from sdpn_jax import storage
 from sdpn_jax.data import audio, augment, channels, features, labels, records
 from sdpn_jax.data.recordings import find_utterances
-from sdpn_jax.data.shards import METADATA
+from sdpn_jax.data.shards import METADATA, MOST_METADATA
 from sdpn_jax.errors import UserError, one_line
 
 UTTERANCES_PER_SHARD = 1024  # at most
@@ -80,9 +80,25 @@ class Shard:
         there = storage.stamp(self.path)
         if there is None or storage.stamp(self.summary_path) is None:
             return None
-        summary = json.loads(storage.read_text(self.summary_path))
-        complete = summary["bytes"] == there[0] and summary["fingerprint"] == self.fingerprint(recipe)
-        return summary if complete else None
+        try:
+            summary = storage.read_json(self.summary_path, MOST_METADATA)
+            complete = summary["bytes"] == there[0] and summary["fingerprint"] == self.fingerprint(recipe)
+            return summary if complete and _is_whole(summary) else None
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: the shard is made anew
+            return None
+
+
+def _is_whole(summary: dict) -> bool:
+    """Tells whether a shard's summary has what `write_shard` writes; earlier versions have no hints and sha256."""
+    skipped, hints = summary["skipped"], summary.get("hints", {})
+    counts = [summary["utterances"], *hints.values()]
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and isinstance(summary["seconds"], int | float)
+        and 0 <= summary["seconds"] < 1e12
+        and all([type(part) for part in entry] == [str, str] for entry in skipped)
+        and type(summary.get("sha256", "")) is str
+    )
 
 
 def make_recipe(
@@ -136,9 +152,12 @@ def prepare(
     recipe = make_recipe(noise, rirs, augmentations, seed, store, reading, distortions)
     known = labels_of([cut.id for cut in utterances], labels_from) if labels_from else {}
     shards = plan(utterances, storage.place(output))
+    _check_name(output)
     if not only_finish:
-        storage.remove(storage.place(output) / METADATA)  # incomplete until the end
-        storage.remove(storage.place(output) / labels.LABELS)
+        metadata = storage.place(output) / METADATA
+        if storage.is_folder(metadata):
+            raise UserError(f"{metadata} is a folder: give another --output")
+        storage.remove(metadata)  # incomplete until the end
         if ours := shards[task_index::task_count]:
             write_shards(ours, recipe, workers)
         if task_count > 1:
@@ -146,6 +165,14 @@ def prepare(
     if known:
         labels.write_labels(storage.place(output) / labels.LABELS, known)
     return finish(shards, recipe, source, noise, rirs)
+
+
+def _check_name(output: str | os.PathLike) -> None:
+    """Raises UserError for a path that the shards' library cannot take."""
+    try:
+        os.fspath(output).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"--output={os.fspath(output)}: shards need a folder whose name is UTF-8") from None
 
 
 def labels_of(ids: Sequence[str], source: str) -> dict[str, str]:
@@ -176,7 +203,11 @@ def finish(
         )
     summaries = {shard: summary for shard, summary in found.items() if summary is not None}
     for shard, summary in summaries.items():
-        if isinstance(shard.path, Path) and _num_records(shard.path) != summary["utterances"]:
+        try:
+            whole = not isinstance(shard.path, Path) or _num_records(shard.path) == summary["utterances"]
+        except (OSError, RuntimeError, ValueError):
+            whole = False
+        if not whole:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries.values() for entry in summary["skipped"]]
     storage.write_text(output / "skipped.txt", "".join(f"{one_line(path)}\t{reason}\n" for path, reason in skipped))

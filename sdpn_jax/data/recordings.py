@@ -24,6 +24,7 @@ EXTENSIONS = frozenset(
 MANIFESTS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson")
 LISTS = (".txt", ".lst", ".list", ".scp", *MANIFESTS)  # of names of recordings; any other file is one
 MOST_LIST_BYTES = 4 * 2**30
+MOST_INFLATION = 200  # by which a packed list may grow
 LOOKED_AT = 100  # lines that tell what a list's paths are relative to
 PATHS = ("audio_filepath", "audio_path", "audio", "wav", "path", "file")  # fields of manifests
 IDS = ("id", "utt_id", "uniq_id", "utt")
@@ -138,13 +139,14 @@ def _lines(path: storage.Place) -> list[tuple[int, str]]:
 
 
 def _inflated(path: storage.Place, data: bytes) -> bytes:
+    most = min(MOST_INFLATION * len(data) + (1 << 20), MOST_LIST_BYTES // 4)
     try:
         with gzip.open(io.BytesIO(data)) as file:
-            text = file.read(MOST_LIST_BYTES // 4 + 1)
+            text = file.read(most + 1)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} cannot be unpacked ({error}): copy it again") from None
-    if len(text) > MOST_LIST_BYTES // 4:
-        raise UserError(f"{path} unpacks to more than {MOST_LIST_BYTES // 4:,} bytes: is it a list?")
+    if len(text) > most:
+        raise UserError(f"{path} unpacks to more than {most:,} bytes: is it a list? If so, unpack it")
     return text
 
 
@@ -221,7 +223,7 @@ def _of_manifest(path: storage.Place) -> list[Cut]:
                 raise ValueError
         except (ValueError, RecursionError):
             raise UserError(f"{place}: expected a JSON object on each line, found {line[:100]!a}") from None
-        name = next((str(row[key]) for key in IDS if isinstance(row.get(key), str | int)), None)
+        name = next((_text(place, str(row[key])) for key in IDS if isinstance(row.get(key), str | int)), None)
         recording = row.get("recording", row)
         location = _location(place, row, recording if isinstance(recording, dict) else {})
         start, duration = (_number(place, row, key) for key in ("start" if "start" in row else "offset", "duration"))
@@ -240,11 +242,11 @@ def _location(place: str, row: dict[str, Any], recording: dict[str, Any]) -> str
     """The path that a line of a manifest names."""
     for key in PATHS:
         if isinstance(row.get(key), str):
-            return row[key]
+            return _text(place, row[key])
     sources = recording.get("sources")
     if isinstance(sources, list) and len(sources) == 1 and isinstance(sources[0], dict):
         if sources[0].get("type") == "file" and isinstance(sources[0].get("source"), str):
-            return sources[0]["source"]
+            return _text(place, sources[0]["source"])
         raise UserError(f"{place}: a source of the type {str(sources[0].get('type'))[:50]!a}; only files are read")
     raise UserError(f"{place}: names no recording: expected one of the fields {', '.join(PATHS)}, or Lhotse's sources")
 
@@ -255,7 +257,21 @@ def _number(place: str, row: dict[str, Any], key: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{place}: {key} is no number of seconds: {str(value)[:50]!a}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"{place}: {key} is beyond all numbers of seconds") from None
+
+
+def _text(place: str, text: str) -> str:
+    """A path or id of a manifest, which JSON may make of anything; UserError for what no file or list can hold."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: half a character in {text[:200]!a}") from None
+    if any(sign in text for sign in "\0\n\r"):
+        raise UserError(f"{place}: a line break or NUL in {text[:200]!a}")
+    return text
 
 
 def _by_paths(path: storage.Place, rows: list[tuple[str, float, float | None, int | None]]) -> list[Cut]:

@@ -208,6 +208,8 @@ def _check_fields(metadata: dict[str, Any]) -> None:
             continue
         if isinstance(metadata[name], bool) or not isinstance(metadata[name], kind):
             raise ValueError(f"{name} is {shown(metadata[name])}")
+    if not 0 <= metadata.get("hours", 0) < 1e9:
+        raise ValueError(f"hours are {shown(metadata['hours'])}")
     if metadata.get("store", "log_mel") not in ("log_mel", "waveform"):
         raise ValueError(f"store is {shown(metadata['store'])}")
     distortions = metadata.get("distortions", [])

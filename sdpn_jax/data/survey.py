@@ -160,6 +160,7 @@ def report(found: Survey) -> str:
     metadata = found.metadata
     quartiles = ", ".join(f"{value:.1f}" for value in np.quantile(found.seconds, [0, 0.25, 0.5, 0.75, 1]))
     size = sum(entry["bytes"] for entry in metadata["shards"])
+    metadata = {"hours": 0.0, "augmentations": 0, "noise": "?", "rirs": "?", "skipped": 0, **metadata}
     return (
         f"{metadata['utterances']} utterances, {metadata['hours']:.2f} hours, each clean and "
         f"{metadata['augmentations']} times augmented; {len(metadata['shards'])} shards, {size / 1e9:.2f} GB\n"

@@ -39,7 +39,9 @@ def error_rates(reference: Sequence[Turn], found: Sequence[Turn], seconds: float
         warnings.simplefilter("ignore")
         parts: Any = DiarizationErrorRate(collar=2 * collar, skip_overlap=False)(*pair, uem=whole, detailed=True)
         jaccard: Any = JaccardErrorRate(collar=2 * collar, skip_overlap=False)(*pair, uem=whole)
-    total = max(float(parts["total"]), 1e-9)
+    total = float(parts["total"])
+    if not total:
+        raise UserError("the reference has no speech" + (" outside the collars" if collar else "") + ": no error rates")
     return {
         "der_percent": 100 * float(parts["diarization error rate"]),
         "miss_percent": 100 * float(parts["missed detection"]) / total,

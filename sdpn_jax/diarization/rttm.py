@@ -13,7 +13,7 @@ from sdpn_jax.errors import UserError, shown
 MOST_BYTES = 64 << 20
 LONGEST_S = 1e6  # of a recording: eleven days
 FIELDS = 10
-NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][-+]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 ESCAPED = re.compile(r"[\s%]|\x7f|[\x00-\x1f]")
 
 
@@ -43,7 +43,7 @@ def read_rttm(path: str | os.PathLike) -> dict[str, list[Turn]]:
     if len(data) > MOST_BYTES:
         raise UserError(f"{path}: more than {MOST_BYTES >> 20} MB, which no RTTM file has")
     found: dict[str, list[Turn]] = {}
-    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n"), 1):
         fields = line.split()
         if not fields or fields[0].startswith(";") or fields[0] != "SPEAKER":
             continue

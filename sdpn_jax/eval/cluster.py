@@ -300,7 +300,7 @@ def read_crops(path: str | os.PathLike, ids: list[str], dimension: int) -> Crops
             f"{path}: {len(unknown):,} of {len(names):,} crops are of no known utterance, first: {quoted(unknown[0])}; "
             "an id must be that of an utterance and, after '#', which crop of it"
         )
-    _check_finite(embeddings, names, path)
+    scoring.check_finite(embeddings, names, path)
     return Crops(_units(embeddings), np.array([row_of[name] for name in utterances]))
 
 
@@ -324,7 +324,9 @@ def cluster_file(
     embeddings, ids = scoring.load_embeddings(embeddings_path)
     if len(embeddings) < 3:
         raise UserError(f"{embeddings_path}: {len(embeddings)} embeddings are too few for clusters")
-    _check_finite(embeddings, ids, embeddings_path)
+    scoring.check_finite(embeddings, ids, embeddings_path)
+    if odd := [name for name in ids if name != name.strip() or len(name.splitlines()) != 1]:
+        raise UserError(f"{embeddings_path}: the id {quoted(odd[0])} cannot stand in a line of pseudo-labels")
     method = method or default_method(len(embeddings))
     if centroids and method != "kmeans+agglomerative":
         raise UserError(f"--centroids={centroids} is of --method=kmeans+agglomerative, not of {method}: leave it out")
@@ -426,15 +428,6 @@ def _units(embeddings: np.ndarray) -> np.ndarray:
 def _check_number(name: str, number: int, most: int, what: str) -> None:
     if not 2 <= number <= most:
         raise UserError(f"--{name}={number}: choose 2 to {most:,}, {what}")
-
-
-def _check_finite(embeddings: np.ndarray, ids: list[str], path: str | os.PathLike) -> None:
-    faulty = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(faulty):
-        raise UserError(
-            f"{path}: {len(faulty):,} of {len(ids):,} embeddings hold NaN or infinity, "
-            f"first: {quoted(ids[faulty[0]])}; export them from a checkpoint whose loss was finite"
-        )
 
 
 def _write_lines(path: os.PathLike, ids: list[str], values, chosen: np.ndarray) -> None:

@@ -87,6 +87,10 @@ def verdicts(rows: dict[str, dict]) -> str:
     lines = []
     for name in others:
         better = "better" if rows[name]["eer_percent"] < rows[first]["eer_percent"] else "not better"
-        sure = "" if rows[name]["p_value"] < 0.05 else ", but the draws do not exclude chance"
-        lines.append(f"{name} is {better} than {first} (p = {rows[name]['p_value']:.3f}){sure}")
+        p = rows[name]["p_value"]
+        if p is None:
+            sure = ", on too few speakers to tell chance from it"
+        else:
+            sure = f" (p = {p:.3f})" + ("" if p < 0.05 else ", but the draws do not exclude chance")
+        lines.append(f"{name} is {better} than {first}{sure}")
     return "\n".join(lines)

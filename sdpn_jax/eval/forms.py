@@ -153,6 +153,24 @@ def columns_of(words: Sequence[str], headings: Mapping[str, frozenset[str]] = HE
     return {role: places[0] for role, places in found.items() if places}
 
 
+def is_heading(words: Sequence[str], columns: Sequence[int], rows: Sequence[Sequence[str]]) -> bool:
+    """Tells whether a line whose words may name columns does so, and is not the first row: `1 utt1 utt2`.
+
+    columns: those of ids; rows: the fields of the next lines. It is a row if a label stands in it, if one of its ids
+    stands in another row, or if an id is written like the one below it but for digits.
+    """
+    names = HEADINGS["label"]
+    if any(word.lower() in LABELS and re.sub(r"[\W_]", "", word.lower()) not in names for word in words):
+        return False
+    below = {field for row in rows for field in row}
+    if any(words[column] in below for column in columns):
+        return False
+    shapes = [[re.sub(r"\d+", "0", word) for word in line] for line in (words, *rows[:1])]
+    if len(shapes) < 2 or len(shapes[0]) != len(shapes[1]):
+        return True
+    return not any("0" in shapes[0][column] and shapes[0][column] == shapes[1][column] for column in columns)
+
+
 def recognise(lines: Sequence[str]) -> tuple[Form, bool]:
     """Recognises a list's form from its first lines: (form, whether the first is a heading).
 
@@ -166,10 +184,15 @@ def recognise(lines: Sequence[str]) -> tuple[Form, bool]:
         if not {"enrol", "test"} <= set(roles):
             raise ValueError(f"the object's keys {quoted(', '.join(keys))} do not name both sides: enrol and test")
         return Objects(roles.get("label"), roles["enrol"], roles["test"]), False
-    rows = {separator: _fields_of(first, separator) for separator in SEPARATORS}
+    if first.lstrip().startswith("[") and "{" in first:
+        raise ValueError("the list is one JSON array: write an object on each line, without brackets and commas")
+    rows = {separator: fields_of(first, separator) for separator in SEPARATORS}
     for separator, fields in rows.items():
         roles = columns_of(fields)
-        if {"enrol", "test"} <= set(roles):
+        if not {"enrol", "test"} <= set(roles):
+            continue
+        below = [fields_of(line, separator) for line in lines[1:LOOKED_AT]]
+        if is_heading(fields, (roles["enrol"], roles["test"]), below):
             return Fields(separator, len(fields), roles.get("label"), roles["enrol"], roles["test"]), True
     forms = _forms(rows)
     if not forms:
@@ -178,7 +201,8 @@ def recognise(lines: Sequence[str]) -> tuple[Form, bool]:
     return max(forms, key=lambda form: sum(_fits(form, line) for line in sample)), False
 
 
-def _fields_of(line: str, separator: str | None) -> list[str]:
+def fields_of(line: str, separator: str | None) -> list[str]:
+    """The fields of one line as `split` finds them; none of broken quotes."""
     try:
         return split(line, separator)
     except ValueError:

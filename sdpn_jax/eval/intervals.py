@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from sdpn_jax.eval.metrics import crossing, det_points
 
+MOST_WITHOUT = 0.05  # share of draws without an EER, of one speaker alone: of three speakers it is a ninth
+
 
 def speakers_of(
     enrol: Sequence[str], test: Sequence[str], labels: Shaped[np.ndarray, " N"]
@@ -17,8 +19,8 @@ def speakers_of(
     Utterances that target trials join, directly or in a chain, are of one speaker; one that no target trial names is
     a speaker of its own.
     """
-    names, rows = np.unique(np.asarray([*enrol, *test]), return_inverse=True)
-    a, b = rows.reshape(2, -1)
+    names = {name: number for number, name in enumerate(sorted({*enrol, *test}))}
+    a, b = (np.array([names[name] for name in side]) for side in (enrol, test))
     same = np.asarray(labels) == 1
     links = scipy.sparse.coo_array((np.ones(same.sum()), (a[same], b[same])), shape=(len(names), len(names)))
     _, speaker = scipy.sparse.csgraph.connected_components(links, directed=False)
@@ -59,7 +61,9 @@ class SpeakerBootstrap:
 
 
 def interval(rates: Float[np.ndarray, " repeats"], confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the percentiles between which `confidence` of the draws' rates lie."""
+    """Returns the percentiles between which `confidence` of the draws' rates lie; NaN for too few speakers."""
+    if np.isnan(rates).mean() > MOST_WITHOUT:
+        return float("nan"), float("nan")
     low, high = np.nanquantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -68,9 +72,12 @@ def p_value(rates_a: Float[np.ndarray, " repeats"], rates_b: Float[np.ndarray, "
     """Computes the two-sided p-value of "A and B are equally good" from the rates of both on the same draws.
 
     Twice the share of draws in which the sign of the difference is the rarer one, draws with no difference counting
-    half; at least 1 / repeats, as no finite number of draws proves more.
+    half; at least 1 / repeats, as no finite number of draws proves more. NaN for too few speakers.
     """
-    difference = (rates_a - rates_b)[~np.isnan(rates_a - rates_b)]
+    difference = rates_a - rates_b
+    if np.isnan(difference).mean() > MOST_WITHOUT:
+        return float("nan")
+    difference = difference[~np.isnan(difference)]
     worse = (np.sum(difference > 0) + np.sum(difference == 0) / 2) / len(difference)
     return float(min(1.0, max(2 * min(worse, 1 - worse), 1 / len(difference))))
 

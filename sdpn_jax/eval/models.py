@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.eval.forms import HEADINGS, NOUNS, columns_of, split
+from sdpn_jax.eval.forms import HEADINGS, LOOKED_AT, NOUNS, columns_of, fields_of, is_heading, split
 from sdpn_jax.eval.matching import match_ids, why_unclear
 from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.eval.trials import Trials
@@ -99,7 +99,7 @@ def _rows(path: str | os.PathLike) -> list[list[str]]:
         raise UserError(f"{path}: the list of models is empty; it needs lines such as 'model1 a.wav b.wav'")
     number, first = lines[0]
     try:
-        separator, columns = _form(first)
+        separator, columns = _form(first, [line for _, line in lines[1:LOOKED_AT]])
         rows = []
         for number, line in lines[1:] if columns else lines:  # noqa: B007  # for the message
             fields = split(line, separator)
@@ -114,10 +114,11 @@ def _rows(path: str | os.PathLike) -> list[list[str]]:
     return rows
 
 
-def _form(first: str) -> tuple[str | None, list[int]]:
+def _form(first: str, below: Sequence[str]) -> tuple[str | None, list[int]]:
     """A list's separator (None: white space) and, where its first line is a heading, its two columns."""
     for separator in ("\t", ",", ";", None):
-        found = columns_of(split(first, separator), COLUMNS)
-        if len(found) == 2:
-            return separator, [found["model"], found["utterance"]]
+        words = split(first, separator)
+        columns = list(columns_of(words, COLUMNS).values())
+        if len(columns) == 2 and is_heading(words, columns, [fields_of(line, separator) for line in below]):
+            return separator, columns
     return next((mark for mark in (",", ";") if mark in first and len(first.split()) == 1), None), []

@@ -103,7 +103,7 @@ def plot_eer_by_duration(
             width = [[middle - seconds[chosen].min()], [seconds[chosen].max() - middle]]
             height = [[100 * max(rate - low, 0)], [100 * max(high - rate, 0)]]
             axes.errorbar(middle, 100 * rate, height, width, fmt="o", color=BLUE, markersize=4, elinewidth=1, capsize=2)
-            highest = max(highest, 100 * high)
+            highest = np.nanmax([highest, 100 * rate, 100 * high])  # of few speakers there is no interval
         axes.set(xlabel="Duration of the shorter utterance (s)", ylabel="EER (%)", ylim=(0, 1.05 * highest or 1))
 
 
@@ -152,6 +152,7 @@ def _two_dimensions(embeddings: np.ndarray, projection: str, seed: int) -> tuple
         perplexity = min(30.0, (len(units) - 1) / 3)
         tsne = manifold.TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed)
         return tsne.fit_transform(units), (0.0, 0.0)
+    units = np.pad(units, ((0, 0), (0, max(2 - units.shape[1], 0))))
     pca = decomposition.PCA(2, random_state=seed)
     return pca.fit_transform(units), tuple(pca.explained_variance_ratio_)
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def assess(
 
     A row is that of `scoring.summarize`, min_cllr, eer_interval_percent (95 %, bootstrap over speakers), calibration
     (scale and offset to log-likelihood ratios, fitted on this list), for all but the first p_value (of being as good
-    as the first), and where `llrs` has the system's log-likelihood ratios cllr and actual_dcf_<prior>.
+    as the first), and where `llrs` has the system's log-likelihood ratios cllr and actual_dcf_<prior>. Interval and
+    p_value are None where there are too few speakers.
     """
     labels = trials.known_labels()
     speakers = intervals.speakers_of(trials.enrol, trials.test, labels)
@@ -40,15 +42,17 @@ def assess(
     rows, first = {}, None
     for name, scores in systems.items():
         rates = bootstrap.rates(scores)
+        low, high = intervals.interval(rates)
         rows[name] = scoring.summarize(scores, labels) | {
             "min_cllr": calibration.min_cllr(scores, labels),
-            "eer_interval_percent": [100 * limit for limit in intervals.interval(rates)],
+            "eer_interval_percent": None if math.isnan(low) else [100 * low, 100 * high],
             "calibration": list(calibration.fit(scores, labels)),
         }
         if first is None:
             first = rates
         else:
-            rows[name]["p_value"] = intervals.p_value(rates, first)
+            p = intervals.p_value(rates, first)
+            rows[name]["p_value"] = None if math.isnan(p) else p
         if llrs and name in llrs:
             costs = {f"actual_dcf_{prior}": calibration.actual_dcf(llrs[name], labels, prior) for prior in PRIORS}
             rows[name] |= {"cllr": calibration.cllr(llrs[name], labels)} | costs
@@ -63,12 +67,14 @@ def table_of(rows: Mapping[str, Mapping]) -> list[list[str]]:
     heading += ["Cllr", "DCF 0.01", "DCF 0.05"] if calibrated else []
     lines = [heading + ([f"p, against {first}"] if len(rows) > 1 else [])]
     for name, row in rows.items():
-        low, high = row["eer_interval_percent"]
-        line = [name, f"{row['eer_percent']:.2f} ({low:.2f}-{high:.2f})"]
+        limits = row["eer_interval_percent"]
+        between = "{:.2f}-{:.2f}".format(*limits) if limits else "too few speakers"
+        line = [name, f"{row['eer_percent']:.2f} ({between})"]
         keys = ["min_dcf_0.01", "min_dcf_0.05", "min_cllr"]
         keys += ["cllr", "actual_dcf_0.01", "actual_dcf_0.05"] if calibrated else []
         line += [f"{row[key]:.4f}" if key in row else "" for key in keys]
-        line += [f"{row['p_value']:.3f}" if "p_value" in row else ""] if len(rows) > 1 else []
+        p = row.get("p_value")
+        line += ["" if p is None else f"{p:.3f}"] if len(rows) > 1 else []
         lines.append(line)
     return lines
 

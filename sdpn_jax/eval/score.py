@@ -71,7 +71,7 @@ def score(
     trials = listed.where(~skipped)
     rows = trial_rows(ids, trials)
     warnings += suspicions(trials, *rows)
-    cohort = scoring.load_embeddings(cohort_path)[0] if cohort_path else None
+    cohort = read_cohort(cohort_path) if cohort_path else None
     maps = read_calibration(calibration_path) if calibration_path else {}
     scores_of = score_every_kind(embeddings, ids, rows, cohort, top, shrinkage)
     llrs = {kind: scale * scores_of[kind] + offset for kind, (scale, offset) in maps.items() if kind in scores_of}
@@ -86,11 +86,12 @@ def score(
         "skipped_trials": int(skipped.sum()),
         "warnings": warnings,
     }
+    # Before anything is written: a list that cannot be assessed leaves an earlier one's results whole.
+    ways = report.assess(scores_of, trials, draws, llrs) if trials.labels is not None else {}
     with storage.output_folder(output) as folder:
         results["wrote"] = write_scores(folder, trials, scores_of, "scores") + write_scores(folder, trials, llrs, "llr")
         results["wrote"] += write_skipped(folder, listed, skipped) if skip_missing else []
         if trials.labels is not None:
-            ways = report.assess(scores_of, trials, draws, llrs)
             results |= ways["cosine"] | {"ways": ways}
             if results["eer_percent"] > 50:
                 eer = f"{results['eer_percent']:.2f} %"
@@ -113,6 +114,13 @@ def score(
     for warning in warnings:
         logging.warning("%s", one_line(warning))
     return results
+
+
+def read_cohort(path: str | os.PathLike) -> np.ndarray:
+    """Reads embeddings [C, D] to normalise scores by; UserError for one that is not finite."""
+    cohort, ids = scoring.load_embeddings(path)
+    scoring.check_finite(cohort, ids, path)
+    return cohort
 
 
 def titled(by_kind: dict) -> dict:
@@ -212,9 +220,10 @@ def write_scores(output: Path, trials: Trials, scores_of: dict[str, np.ndarray],
     names, mark = [], separator_of(trials)
     for kind, scores in scores_of.items():
         names.append(f"{stem}.txt" if kind == "cosine" else f"{stem}_{kind}.txt")
-        with (output / names[-1]).open("w", encoding="utf-8") as file:
-            for enrol, test, value in zip(trials.enrol, trials.test, scores.tolist(), strict=True):
-                file.write(f"{enrol}{mark}{test}{mark}{value:.8f}\n")
+        rows = zip(trials.enrol, trials.test, scores.tolist(), strict=True)
+        lines = (f"{enrol}{mark}{test}{mark}{value:.8f}\n" for enrol, test, value in rows)
+        with storage.written(output / names[-1]) as file:
+            file.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
     return names
 
 

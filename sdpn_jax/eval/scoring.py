@@ -18,6 +18,16 @@ from sdpn_jax.eval.trials import Trials, trial_rows
 WHAT = "a NumPy file of embeddings"
 
 
+def check_finite(embeddings: Float32[np.ndarray, "N D"], ids: Sequence[str], path: str | os.PathLike) -> None:
+    """Raises UserError, which names the first, for embeddings of NaN or infinity."""
+    faulty = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(faulty):
+        raise UserError(
+            f"{path}: {len(faulty):,} of {len(ids):,} embeddings hold NaN or infinity, "
+            f"first: {quoted(ids[faulty[0]])}; export them from a checkpoint whose loss was finite"
+        )
+
+
 def load_embeddings(path: str | os.PathLike) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
     """Reads embeddings float32 [N, D] and their N ids.
 

@@ -6,9 +6,9 @@ computed again, and several machines may share the parts among them. All devices
 
 import hashlib
 import importlib
-import io
 import json
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +24,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from sdpn_jax import storage
+from sdpn_jax.arrays import read_npz
 from sdpn_jax.data import audio, features, recordings
 from sdpn_jax.data.features import LogMel
 from sdpn_jax.data.front_ends import FRONT_ENDS, FrontEnd
@@ -206,7 +207,8 @@ def load_model(model: str | os.PathLike, which: str = "teacher", step: int | Non
     network, variables, threshold = load_network(model, which, step)
     digest = embedder.fingerprint(network, variables)
     embed = embedder.Embedder(network)
-    return Model(partial(embed, embed.put(variables)), digest, network.front_end, threshold)
+    on_devices = embed.put(variables)
+    return Model(lambda log_mels: embedder.finite(embed(on_devices, log_mels)), digest, network.front_end, threshold)
 
 
 def embed_in_turn(embed: Embed, log_mels: Iterable[LogMel]) -> Iterator[Float[np.ndarray, "n D"]]:
@@ -314,17 +316,29 @@ def parts_folder(output: str | os.PathLike) -> storage.Place:
     return storage.place(f"{os.fspath(output)}.parts")
 
 
+def remove_parts(output: storage.Place) -> None:
+    """Removes all parts of an output, and their folder if nothing else lies in it."""
+    folder = parts_folder(output)
+    for name in storage.names(folder):
+        if re.fullmatch("[0-9a-f]{16}", name):  # as `embed_parts` names them
+            storage.remove(folder / name)
+    if not storage.names(folder):
+        storage.remove(folder)
+
+
 def join(paths: list[storage.Place], output: storage.Place) -> Written:
     """Joins the parts into one output, lists the skipped recordings, and removes the parts."""
     parts = []
     for path in paths:
-        with np.load(io.BytesIO(storage.read_bytes(path))) as part:
-            parts.append(dict(part))
+        part = read_npz(path, "a part of the embeddings: delete it and run the same command again")
+        if {*part} != {"ids", "embeddings", "seconds", "skipped", "hints"}:
+            raise UserError(f"{path} is damaged: delete it and run the same command again")
+        parts.append(part)
     skipped = [(str(name), str(reason)) for part in parts for name, reason in part["skipped"]]
     hints = Counter(str(hint) for part in parts for hint in part["hints"])
     kept = [part for part in parts if len(part["ids"])]
     if not kept:
-        storage.remove(parts_folder(output))
+        remove_parts(output)
         first = f", first {skipped[0][0]!r}: {skipped[0][1]}" if skipped else ""
         raise UserError(f"none of the {len(skipped)} recordings can be used{first}")
     ids, embeddings, seconds = (
@@ -332,7 +346,7 @@ def join(paths: list[storage.Place], output: storage.Place) -> Written:
     )
     write_embeddings(output, ids.tolist(), embeddings, seconds)
     write_skipped(output, skipped)
-    storage.remove(parts_folder(output))
+    remove_parts(output)
     return Written(len(ids), embeddings.shape[1], output, len(skipped), skipped_path(output), dict(hints))
 
 

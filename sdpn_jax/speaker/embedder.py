@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
 from sdpn_jax.data.features import LogMel
+from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import ENCODER, FRONT_END, Network, sizes_of
 from sdpn_jax.vectors import unit
 
@@ -78,6 +79,13 @@ class Embedder:
     def rows_at_once(self, padded_frames: int) -> int:
         """Returns how many utterances of this padded length make a batch: a multiple of the number of devices."""
         return max(1, self._frames // padded_frames // self._devices) * self._devices
+
+
+def finite(embeddings: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+    """Returns embeddings as they are; raises UserError for NaN or infinity, which no whole model makes."""
+    if not np.isfinite(embeddings).all():
+        raise UserError("the model makes embeddings that are not finite: its weights are damaged, get it again")
+    return embeddings
 
 
 def fingerprint(network: Network, variables: dict) -> str:

@@ -80,7 +80,7 @@ class SpeakerEncoder:
 
     def embed_log_mels(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
         """Embeds N log-mels [T, F], as the network's front end makes them (features.log_mel): float32 [N, D]."""
-        return self._embedder(self._variables, log_mels)
+        return embedder.finite(self._embedder(self._variables, log_mels))
 
     def fingerprint(self) -> str:
         """Returns a digest of network and weights; only embeddings of one fingerprint can be compared."""

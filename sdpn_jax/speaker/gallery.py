@@ -36,7 +36,7 @@ class Gallery:
         """Adds recordings [M, D] of a speaker, who may be there already; UserError if D or the name will not do."""
         units = unit(embeddings)
         if not is_name(name):
-            raise UserError(f"the name '{shown(name)}' holds control characters: choose another")
+            raise UserError(f"the name '{shown(name)}' is empty or holds control characters: choose another")
         self._check_dimension(units.shape[1])
         if name not in self.names:
             self.names.append(name)
@@ -104,7 +104,7 @@ def _fault_of(arrays: dict[str, np.ndarray]) -> str | None:
     if names.dtype.kind != "U" or names.ndim != 1 or arrays["model"].dtype.kind != "U" or arrays["model"].ndim:
         return "names or model are no texts"
     if not all(map(is_name, names.tolist())) or len({*names.tolist()}) < len(names):
-        return "a name that is there twice, or holds control characters"
+        return "a name that is there twice, is empty, or holds control characters"
     if sums.dtype != np.float64 or sums.ndim != 2 or counts.dtype.kind != "i" or counts.ndim != 1:
         return "sums or counts are of another type or shape"
     if not len(names) == len(sums) == len(counts):
@@ -117,8 +117,8 @@ def _fault_of(arrays: dict[str, np.ndarray]) -> str | None:
 
 
 def is_name(name: str) -> bool:
-    """Tells whether a text may be a speaker's name: control characters and halves of characters may not."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    """Tells whether a text may be a speaker's name: not an empty one, nor control characters or halves of any."""
+    return bool(name.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def write(path: str | os.PathLike, gallery: Gallery) -> None:

@@ -119,4 +119,6 @@ def check_weights(name: str, array: np.ndarray, source: str) -> np.ndarray:
             f"{source}: array {shown(name)} holds NaN or numbers beyond float32: take another checkpoint, of a step "
             "whose loss was finite"
         )
+    if name.split("/")[-1] == "var" and (array < 0).any():
+        raise UserError(f"{source}: array {shown(name)} holds negative variances: it is damaged, get the model again")
     return array

@@ -1,5 +1,6 @@
 """A trained model as a folder to keep, share and load: config.json, model.safetensors and a model card, README.md."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save
 from sdpn_jax import storage
 from sdpn_jax.data import features
 from sdpn_jax.decision import Calibration, Decision
-from sdpn_jax.errors import UserError, shown
+from sdpn_jax.errors import UserError, one_line, shown
 from sdpn_jax.models.network import ADAPTATION, ENCODER, FRONT_END, Network, initial_variables, network_of
 from sdpn_jax.weights import checks, sdpn_names
 
@@ -78,7 +79,9 @@ def write_model(
     facts for people, of how the model was made and what it achieves; threshold: the cosine to accept from; license: of
     the weights (an SPDX identifier); origin: how the model card begins.
     """
+    check_output(folder)
     folder = storage.make_folder(folder)
+    about = {name: one_line(fact) if isinstance(fact, str) else fact for name, fact in about.items()}
     # In rows: of an array that is transposed in memory safetensors writes the bytes as they lie.
     flat = {
         name: np.array(value, order="C") for name, value in flatten_dict(jax.device_get(variables), sep="/").items()
@@ -106,6 +109,18 @@ def write_model(
         ),
     )
     _write_config(folder, config)
+
+
+def check_output(folder: str | os.PathLike) -> None:
+    """Raises UserError for a folder that holds another config.json or README.md: a training run's, or a project's."""
+    folder, model_type = storage.place(folder), None
+    if storage.exists(folder / CONFIG):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            model_type = storage.read_json(folder / CONFIG).get("model_type")
+        if model_type != MODEL_TYPE:
+            raise UserError(f"{folder} holds the {CONFIG} of something else than a model: give another --output")
+    elif storage.exists(folder / CARD) and not is_model(folder):
+        raise UserError(f"{folder} holds a {CARD} that is not a model's: give another --output")
 
 
 def _write_config(folder: storage.Place, config: Mapping) -> None:

@@ -151,3 +151,12 @@ def test_the_name_of_a_corpus_of_rooms_is_no_noise():
     for folder in ("rirs_parent", "rirs_parent/RIRS_NOISES"):
         sources = augment.find_sources(None, CASES / "rirs_nested" / folder)
         assert [path.name for path in sources.rirs] == ["Room001-00001.wav"]
+
+
+def test_a_list_may_name_noise_that_lies_elsewhere(tmp_path):
+    write(tmp_path / "far" / "a.wav", speech())
+    (tmp_path / "kaldi").mkdir()
+    (tmp_path / "kaldi" / "wav.scp").write_text(f"noise/a {tmp_path}/far/a.wav\n")
+    assert augment.find_sources(tmp_path / "kaldi", None).noises == {"noise": [tmp_path / "far" / "a.wav"]}
+    (tmp_path / "kaldi" / "wav.scp").write_text(f"room {tmp_path}/far/a.wav\n")
+    assert augment.find_sources(None, tmp_path / "kaldi").rirs == [tmp_path / "far" / "a.wav"]

@@ -312,3 +312,40 @@ def test_what_may_spoil_embeddings_is_counted(tmp_path):
     metadata = prepare.prepare(tmp_path / "in", tmp_path / "out", augmentations=0, workers=1)
     assert metadata["hints"] == {"under one second": 1}
     assert "under one second: 1 of them" in prepare.describe(metadata, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"null", b"\xff", b"[" * 10**5, b'{"bytes": 1}', b'{"utterances": "2"', "skipped", "seconds"]
+)
+def test_a_damaged_summary_makes_its_shard_anew(prepared, corpus, tmp_path, text):
+    shards = prepare.plan(recordings.find_utterances(corpus), tmp_path)
+    recipe = prepare.make_recipe(None, None, 0, 0)
+    summary = prepare.write_shard(shards[0], recipe)
+    if isinstance(text, str):
+        text = json.dumps(summary | {text: [["a"]]}).encode()
+    shards[0].summary_path.write_bytes(text)
+    assert shards[0].summary(recipe) is None
+    assert prepare.write_shard(shards[0], recipe) == summary == shards[0].summary(recipe)
+
+
+def test_labels_in_the_output_stay(corpus, tmp_path):
+    listed = recordings.find_utterances(corpus)
+    text = "".join(f"{cut.id} x\n" for cut in listed if "\n" not in cut.id)
+    (tmp_path / "labels.txt").write_text(text)
+    prepare.prepare(corpus, tmp_path, augmentations=0, workers=1)
+    assert (tmp_path / "labels.txt").read_text() == text
+    (tmp_path / "other" / "metadata.json").mkdir(parents=True)
+    with pytest.raises(UserError, match="metadata.json is a folder"):
+        prepare.prepare(corpus, tmp_path / "other", augmentations=0, workers=1)
+    with pytest.raises(UserError, match="shards need a folder whose name is UTF-8"):
+        prepare.prepare(corpus, f"{tmp_path}/caf\udce9", augmentations=0, workers=1)
+
+
+def test_a_shard_of_zeros_is_named(corpus, tmp_path):
+    recipe = prepare.make_recipe(None, None, 0, 0)
+    shards = prepare.plan(recordings.find_utterances(corpus), tmp_path)
+    for shard in shards:
+        prepare.write_shard(shard, recipe)
+    shards[1].path.write_bytes(bytes(shards[1].path.stat().st_size))
+    with pytest.raises(UserError, match=f"{shards[1].path.name} does not hold its .* delete it, prepare again"):
+        prepare.finish(shards, recipe, corpus, None, None)

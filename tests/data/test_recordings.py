@@ -169,3 +169,25 @@ def test_ids_of_any_bytes_survive(tmp_path):
     touch(tmp_path, name)
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.wav\n")
     assert ids(tmp_path / "list.txt") == [name] == [cut.path.name for cut in find_utterances(tmp_path / "list.txt")]
+
+
+def test_a_small_list_does_not_unpack_to_a_large_one(tmp_path):
+    (tmp_path / "list.txt.gz").write_bytes(gzip.compress(b"a\n" * 10**7))
+    with pytest.raises(UserError, match="list.txt.gz unpacks to more than"):
+        find_utterances(tmp_path / "list.txt.gz")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"audio_filepath": "a\0.wav"}, "line 1: a line break or NUL"),
+        ({"audio_filepath": "\ud800.wav"}, "line 1: half a character"),
+        ({"audio_filepath": "a.wav", "id": "x 7\ny"}, "line 1: a line break or NUL"),
+        ({"audio_filepath": "a.wav", "id": "\ud800"}, "line 1: half a character"),
+        ({"audio_filepath": "a.wav", "offset": 10**400}, "line 1: offset is beyond all numbers"),
+    ],
+)
+def test_texts_of_manifests_that_no_list_can_hold(tmp_path, row, message):
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=message):
+        find_utterances(tmp_path / "m.jsonl")

@@ -296,3 +296,26 @@ def test_the_command(tmp_path):
     assert "--method=x" in refused("diarize", tmp_path / "m.wav", "-o", out, "--method=x")
     assert "--output=m.json" in refused("diarize", tmp_path / "m.wav", "-o", "m.json")
     assert "no such file" in refused("diarize", tmp_path / "none.wav", "-o", out).lower()
+
+
+def test_no_input_is_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.wav", "m.rttm"):
+        (tmp_path / name).write_text("x")
+    assert "--output=m.wav: it would be written over ./m.wav" in refused("diarize", "./m.wav", "-o", "m.wav")
+    told = refused("diarize", "m.wav", "-o", "m.rttm", f"--reference={tmp_path}/m.rttm")
+    assert "it would be written over" in told
+
+
+def test_rttm_of_other_writers(tmp_path):
+    line = "SPEAKER m 1 .5 2. <NA> <NA> a <NA> <NA>\n"
+    (tmp_path / "a.rttm").write_bytes(b"\xef\xbb\xbf" + line.encode())
+    assert rttm.read_rttm(tmp_path / "a.rttm")["m"] == [Turn(0.5, 2.5, "a")]
+
+
+def test_a_reference_without_speech():
+    pytest.importorskip("pyannote.metrics")
+    from sdpn_jax.diarization.rates import error_rates
+
+    with pytest.raises(UserError, match="the reference has no speech: no error rates"):
+        error_rates([Turn(1, 1, "a")], [Turn(0, 4, "x")], 10.0)

@@ -243,3 +243,14 @@ def test_bad_input(blobs, tmp_path):
     np.savez(tmp_path / "e.npz", ids=np.array(["a", "b", "c"]), embeddings=np.array([[1, 0], [0, np.nan], [1, 1]]))
     with pytest.raises(UserError, match="1 of 3 embeddings hold NaN or infinity, first: 'b'"):
         cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2)
+
+
+def test_an_id_that_would_forge_a_line(blobs, tmp_path):
+    np.savez(tmp_path / "e.npz", ids=np.array(["a", "b\nc 0", "d"]), embeddings=blobs[0][:3])
+    with pytest.raises(UserError, match=r"the id 'b\\nc 0' cannot stand in a line"):
+        cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2)
+
+
+def test_embeddings_of_one_dimension(tmp_path):
+    np.savez(tmp_path / "e.npz", ids=np.array(list("abcd")), embeddings=np.array([[1.0], [2.0], [-1.0], [-3.0]]))
+    assert cluster.cluster_file(tmp_path / "e.npz", tmp_path / "out", 2)["clusters"] == 2

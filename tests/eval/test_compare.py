@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdpn_jax.errors import UserError
-from sdpn_jax.eval.compare import compare, names_of
+from sdpn_jax.eval.compare import compare, names_of, verdicts
 
 
 @pytest.fixture
@@ -55,3 +55,15 @@ def test_short_names():
     assert names_of(["a/x.txt", "b/y.txt"]) == ["x", "y"]
     assert names_of(["a/cosine_0.1", "a/cosine_0.2"]) == ["cosine_0.1", "cosine_0.2"]  # no suffixes
     assert names_of(["a/x.txt", "a/x.tsv"]) == ["x.txt", "x.tsv"]
+
+
+def test_two_speakers_prove_nothing(tmp_path):
+    rng = np.random.default_rng(3)
+    (tmp_path / "t.txt").write_text("1 a/1 a/2\n1 b/1 b/2\n0 a/1 b/1\n0 a/2 b/2\n")
+    for name in "xy":
+        pairs = ("a/1 a/2", "b/1 b/2", "a/1 b/1", "a/2 b/2")
+        (tmp_path / name).write_text("".join(f"{pair} {rng.normal()}\n" for pair in pairs))
+    rows = compare(tmp_path / "t.txt", [str(tmp_path / "x"), str(tmp_path / "y")], tmp_path / "out")
+    assert rows["x"]["eer_interval_percent"] is None and rows["y"]["p_value"] is None
+    assert "too few speakers" in verdicts(rows)
+    assert "(too few speakers)" in (tmp_path / "out" / "comparison.md").read_text()

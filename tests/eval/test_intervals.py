@@ -58,3 +58,4 @@ def test_a_list_of_one_speaker_has_draws_without_nontargets():
     rates = intervals.SpeakerBootstrap(labels, a, b, repeats=100).rates(np.array([0.9, 0.8, 0.1]))
     assert 20 < np.isnan(rates).sum() < 80
     assert np.nanmax(rates) == 0
+    assert np.isnan(intervals.interval(rates)).all() and np.isnan(intervals.p_value(rates, rates))

@@ -248,3 +248,21 @@ def test_scores_of_ids_with_blanks_are_told_apart(inputs):
     assert module.write_scores(inputs, trials, {"cosine": np.array([0.5])}, "scores") == ["scores.txt"]
     assert (inputs / "scores.txt").read_text() == "a b\tc\t0.50000000\n"
     assert compare.read_scores(inputs / "scores.txt", trials).tolist() == [0.5]
+
+
+def test_a_list_that_cannot_be_assessed_leaves_earlier_results(inputs):
+    files = f"--embeddings={inputs}/e.npz", f"--output={inputs}/out"
+    assert command(*files, f"--trials={inputs}/list.txt").returncode == 0
+    before = {path.name: path.read_bytes() for path in (inputs / "out").iterdir()}
+    lines = [line for line in (inputs / "list.txt").read_text().splitlines() if line.startswith("1")]
+    (inputs / "targets.txt").write_text("\n".join(lines))
+    assert command(*files, f"--trials={inputs}/targets.txt").returncode == 2
+    assert {path.name: path.read_bytes() for path in (inputs / "out").iterdir()} == before
+
+
+def test_a_cohort_that_is_not_finite(inputs):
+    np.savez(inputs / "c.npz", ids=np.array(["a", "b"]), embeddings=np.array([[np.inf] * 16, [1.0] * 16]))
+    files = f"--embeddings={inputs}/e.npz", f"--output={inputs}/out", f"--cohort={inputs}/c.npz"
+    done = command(*files, f"--trials={inputs}/list.txt")
+    assert done.returncode == 2
+    assert "c.npz: 1 of 2 embeddings hold NaN or infinity, first: 'a'" in done.stderr

@@ -318,3 +318,41 @@ def test_real_lists(speech, name):
     one_hot = np.eye(len(speakers), dtype=np.float32)[[speakers.index(file.parent.name) for file in files]]
     for ids in ([str(file.relative_to(folder)) for file in files], [str(f) for f in files], [f.stem for f in files]):
         assert scoring.evaluate(one_hot, ids, trials)["eer_percent"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "1 utt1 utt2|0 utt1 utt3|1 utt3 utt4",
+        "id1 id2 target|id3 id4 nontarget",
+        "sample1 sample2 target|sample3 sample4 nontarget",
+        "1,audio1,audio2|0,x,y",
+        "left right 1|up down 0",
+        "1 enroll test|0 a b",
+        "utta uttb yes|uttc uttd no",
+    ],
+)
+def test_ids_that_look_like_a_heading_are_a_trial(lines, tmp_path):
+    (tmp_path / "t.txt").write_text(lines.replace("|", "\n"))
+    trials = read_trials(tmp_path / "t.txt")
+    assert len(trials) == len(lines.split("|"))
+    assert trials.labels is not None and trials.labels[:2].tolist() == [1, 0]
+
+
+def test_ids_without_labels_that_look_like_a_heading(tmp_path):
+    (tmp_path / "t.txt").write_text("utt1 utt2\nutt3 utt4\n")
+    assert read_trials(tmp_path / "t.txt").enrol == ["utt1", "utt3"]
+    (tmp_path / "t.txt").write_text("utt1 utt2\ns1/a.wav s2/b.wav\n")
+    assert read_trials(tmp_path / "t.txt").enrol == ["s1/a.wav"]
+
+
+def test_models_that_look_like_a_heading(tmp_path):
+    (tmp_path / "models.txt").write_text("id1 utt2\nid1 utt3\n")
+    trials = Trials(np.array([1]), ["id1"], ["utt9"])
+    assert read_models(tmp_path / "models.txt", trials) == {"id1": ["utt2", "utt3"]}
+
+
+def test_a_list_that_is_one_json_array(tmp_path):
+    (tmp_path / "t.json").write_text('[{"enrol": "a", "test": "b", "label": 1}]')
+    with pytest.raises(UserError, match="line 1: the list is one JSON array: write an object on each line"):
+        read_trials(tmp_path / "t.json")

@@ -8,11 +8,12 @@ import pytest
 import soundfile
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from sdpn_jax import PRETRAINED
 from sdpn_jax.data import records
 from sdpn_jax.data.features import TAIL_FRAMES
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import scoring
-from sdpn_jax.speaker import corpus
+from sdpn_jax.speaker import corpus, embedder
 
 
 def test_statistics():
@@ -183,3 +184,25 @@ def test_a_damaged_record_of_a_shard_is_skipped_and_listed(tmp_path):
     np.testing.assert_array_equal(found["c"], features[2, 0].astype(np.float32))
     ((place, reason),) = notes.skipped
     assert place.endswith("0.array_record, record 1") and "is damaged" in reason
+
+
+def test_a_damaged_part_and_files_of_others(recordings, tmp_path):
+    output = tmp_path / "e.npz"
+    run(recordings, output, task_index=0, task_count=2)
+    (folder,) = corpus.parts_folder(output).iterdir()
+    part = folder / "part-00000.npz"
+    whole = part.read_bytes()
+    (corpus.parts_folder(output) / "mine.txt").write_text("mine")
+    for damaged in (b"", whole[:100]):
+        part.write_bytes(damaged)
+        with pytest.raises(UserError, match="part-00000.npz.*delete it and run the same command again"):
+            run(recordings, output)
+    part.write_bytes(whole)
+    assert run(recordings, output) == 7
+    assert [path.name for path in corpus.parts_folder(output).iterdir()] == ["mine.txt"]
+
+
+def test_a_model_whose_embeddings_are_not_finite(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedder.Embedder, "__call__", lambda self, variables, x: np.full((len(x), 4), np.nan))
+    with pytest.raises(UserError, match="embeddings that are not finite"):
+        corpus.embed_corpus([recordings], tmp_path / "e.npz", PRETRAINED)

@@ -294,3 +294,9 @@ def test_stablehlo_needs_no_package_and_takes_any_size(encoder, variables, tmp_p
         for name, batch in batches.items():
             expected = encoder.embed([(row, 16000) for row in batch])
             np.testing.assert_allclose(results[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb"])
+def test_what_is_no_name(name):
+    with pytest.raises(UserError, match="is empty or holds control characters"):
+        gallery.new("one model").enrol(name, np.ones((1, 2)))

@@ -278,3 +278,25 @@ def test_texts_of_others_stay_in_their_line_of_the_card():
     assert about["equal error rate"] == "2.50 % on 100 trials of b?c.txt"
     with pytest.raises(UserError, match="no data_dir"):
         export.facts({"batch_size": 8}, [], "teacher", 5, None)
+
+
+def test_negative_variances(model, variables):
+    flat = safetensors.numpy.load_file(model / model_folder.WEIGHTS)
+    name = next(name for name in flat if name.endswith("/var"))
+    safetensors.numpy.save_file(flat | {name: -1 - np.abs(flat[name])}, model / model_folder.WEIGHTS)
+    assert "holds negative variances" in refused(model)
+
+
+def test_nothing_but_a_model_is_written_over(model, variables, tmp_path):
+    def write(folder):
+        model_folder.write_model(folder, SIZES, variables, {"fact": "a\n---\nb"}, 0.5, "unknown")
+
+    write(model)  # again
+    assert "\n---\nb" not in (model / model_folder.CARD).read_text()
+    for name, text in (("config.json", '{"batch_size": 4}'), ("config.json", "x"), ("README.md", "my project")):
+        folder = tmp_path / f"other{len(text)}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=f"holds (the|a) {name}"):
+            write(folder)
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, text)]
