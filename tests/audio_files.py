@@ -38,5 +38,6 @@ KINDS = {
     "m4a": (None, "aac", "mp4"), "aac": (None, "aac", "adts"), "webm": (None, "libopus", "webm"),
     "mkv": (None, "pcm_s16le", "matroska"), "wma": (None, "wmav2", "asf"), "avi": (None, "libmp3lame", "avi"),
     "mov": (None, "alac", "mov"), "ts": (None, "aac", "mpegts"), "mp2": (None, "mp2", "mp2"),
-    "wav_mp3": (None, "libmp3lame", "wav"), "flv": (None, "aac", "flv"), "ac3": (None, "ac3", "ac3"), "wv": (None, "wavpack", "wv"),
+    "flv": (None, "aac", "flv"), "ac3": (None, "ac3", "ac3"), "wv": (None, "wavpack", "wv"),
+    "wav_mp3": (None, "libmp3lame", "wav"),
 }  # fmt: skip

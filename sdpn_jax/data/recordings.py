@@ -184,7 +184,7 @@ def _of_scp(path: storage.Place, lines: list[tuple[int, str]]) -> dict[str, Cut]
 def _of_segments(path: storage.Place, recordings: dict[str, Cut]) -> list[Cut]:
     """`utterance recording start end [channel]` in seconds, as Kaldi reads it: an end of -1 is the recording's."""
     logging.info("%s names the stretches of the recordings that are utterances", path)
-    found = []
+    found: dict[str, Cut] = {}
     for number, line in _lines(path):
         fields = line.split()
         try:
@@ -197,8 +197,12 @@ def _of_segments(path: storage.Place, recordings: dict[str, Cut]) -> list[Cut]:
         if recording not in recordings:
             raise UserError(f"{path}, line {number}: the recording {recording[:200]!a} is not in wav.scp")
         place = f"{path}, line {number}"
-        found.append(_stretch(place, name, recordings[recording].path, start, None if end == -1 else end, channel))
-    return found
+        if name in found:
+            raise UserError(f"{place}: the id {name[:200]!a} occurs twice: make the ids unique")
+        found[name] = _stretch(place, name, recordings[recording].path, start, None if end == -1 else end, channel)
+    if not found:
+        raise UserError(f"{path} is empty: remove it, or name the stretches that are utterances")
+    return list(found.values())
 
 
 def _stretch(

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 
+from absl import logging
+
 from sdpn_jax import storage
 from sdpn_jax.diarization.turns import Turn
 from sdpn_jax.errors import UserError, shown
@@ -61,7 +63,11 @@ def turns_of(found: dict[str, list[Turn]], recording: str, path: str | os.PathLi
     """Returns a recording's turns, or the only ones that were read; UserError where several are and none is its own."""
     if recording not in found and len(found) > 1:
         raise UserError(f"{path} has {len(found)} recordings, but none is called {shown(recording)}")
-    return found.get(recording) or next(iter(found.values()))
+    if recording in found:
+        return found[recording]
+    (name, turns), *_ = found.items()
+    logging.warning("%s is of %s, not of %s: it is taken for the same recording", path, shown(name), shown(recording))
+    return turns
 
 
 def write_json(path: str | os.PathLike, recording: str, seconds: float, turns: Sequence[Turn], spoken: dict) -> None:

@@ -45,7 +45,8 @@ class SpeakerBootstrap:
         """labels [N] 1 or 0; enrol, test: int [N], the speaker of each side."""
         self._is_target, self._enrol, self._test = np.asarray(labels) == 1, enrol, test
         speakers, rng = int(max(enrol.max(), test.max())) + 1, np.random.default_rng(seed)
-        self._draws = rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=repeats)
+        even = np.full(speakers, 1 / speakers)  # in 16 bits: there may be a million speakers, each drawn a few times
+        self._draws = np.stack([rng.multinomial(speakers, even).astype(np.int16) for _ in range(repeats)])
 
     def rates(self, scores: Float[np.ndarray, " N"]) -> Float64[np.ndarray, " repeats"]:
         """Computes the EER of each draw as `metrics.eer` does; NaN if no target or no nontarget trial is left."""
@@ -55,6 +56,7 @@ class SpeakerBootstrap:
         is_target, enrol, test = self._is_target[order], self._enrol[order], self._test[order]
         rates = np.empty(len(self._draws))
         for i, drawn in enumerate(self._draws):
+            drawn = drawn.astype(int)
             weight = np.where(is_target, drawn[enrol], drawn[enrol] * drawn[test])
             rates[i] = _weighted_eer(weight, is_target, last)
         return rates

@@ -169,6 +169,8 @@ def gallery_in(path: str | os.PathLike, model: str) -> Gallery:
         return galleries.read(place, model)
     if not isinstance(place, Path) or not place.exists():
         raise UserError(f"{path}: no such file on this machine; give a gallery")
+    if place.is_file() and not place.stat().st_size:
+        raise UserError(f"{path} is empty, which no gallery is: copy it again")
     voices = Voices(place, model)
     try:
         return voices.gallery()

@@ -191,3 +191,18 @@ def test_texts_of_manifests_that_no_list_can_hold(tmp_path, row, message):
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=message):
         find_utterances(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u r 0 1\nu r 1 2\n", "segments, line 2: the id 'u' occurs twice"),
+        ("\n", "segments is empty: remove it"),
+    ],
+)
+def test_segments_that_name_too_much_or_nothing(tmp_path, text, message):
+    touch(tmp_path, "r.wav")
+    (tmp_path / "wav.scp").write_text("r r.wav\n")
+    (tmp_path / "segments").write_text(text)
+    with pytest.raises(UserError, match=message):
+        find_utterances(tmp_path)

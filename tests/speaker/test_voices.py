@@ -177,3 +177,9 @@ def test_a_kill_while_enrolling_loses_nothing_that_was_told(tmp_path):
         other.wait()
         found = Voices(path, "model").gallery().counts[0]
         assert told <= found <= told + 1
+
+
+def test_an_empty_file_is_no_gallery(tmp_path):
+    (tmp_path / "team.db").touch()
+    with pytest.raises(UserError, match="team.db is empty, which no gallery is"):
+        voices.gallery_in(tmp_path / "team.db", "model")
