@@ -9,6 +9,7 @@ the command line says stays.
 import difflib
 import importlib.util
 import json
+import math
 import operator
 import os
 import re
@@ -72,7 +73,7 @@ FIELDS: dict[str, Field] = {
     "true_labels": Field(
         "", "list of `utterance speaker` lines to judge the labels by in the logs; nothing learns from it", change=FREE
     ),
-    "seed": Field(0, "of initialisation, shuffling and crops", at_least=0),
+    "seed": Field(0, "of initialisation, shuffling and crops", at_least=0, at_most=2**63 - 1),
     "init_from": Field(
         "", "weights that a new run begins with: what --model of `sdpn embed` takes; empty: drawn at random",
         change=FREE,
@@ -92,8 +93,10 @@ FIELDS: dict[str, Field] = {
     "mesh.fsdp": Field(
         1, "neighbouring devices that share parameters, teacher and momentum, to save memory", at_least=1, change=FREE
     ),
-    "num_epochs": Field(150, "passes over the data", at_least=0, change=SCHEDULE),
-    "num_steps": Field(0, "optimizer steps; unless 0 they replace num_epochs", at_least=0, change=SCHEDULE),
+    "num_epochs": Field(150, "passes over the data", at_least=0, at_most=10**6, change=SCHEDULE),
+    "num_steps": Field(
+        0, "optimizer steps; unless 0 they replace num_epochs", at_least=0, at_most=2**31 - 1, change=SCHEDULE
+    ),
     "warmup_epochs": Field(10, "passes during which the learning rate rises", at_least=0, change=SCHEDULE),
     "warmup_steps": Field(0, "steps of the warm-up; unless 0 they replace warmup_epochs", at_least=0, change=SCHEDULE),
     "learning_rate": Field(0.4, "peak at a batch of 256; it is scaled with batch_size", at_least=0.0, change=SCHEDULE),
@@ -102,7 +105,7 @@ FIELDS: dict[str, Field] = {
         "sgd", "of network and prototypes; adamw and muon want a learning_rate a hundred times less",
         choices=("sgd", "lars", "adamw", "muon"),
     ),
-    "momentum": Field(0.9, "of the gradients; the first of Adam's two", at_least=0.0, at_most=1.0),
+    "momentum": Field(0.9, "of the gradients; the first of Adam's two", at_least=0.0, at_most=0.9999),
     "weight_decay": Field(5e-5, "on tensors of two or more dimensions, not on prototypes", at_least=0.0),
     "clip_norm": Field(3.0, "largest norm of a gradient; prototypes are not clipped", above=0.0),
     "clip_scope": Field(
@@ -129,7 +132,7 @@ FIELDS: dict[str, Field] = {
         "balanced", "of the teacher; centred is DINO's way, softmax the paper's, sinkhorn the released code's",
         choices=("balanced", "centred", "softmax", "sinkhorn"),
     ),
-    "objective.student_temperature": Field(0.1, "tau of the student's softmax", above=0.0),
+    "objective.student_temperature": Field(0.1, "tau of the student's softmax", at_least=1e-3),
     "objective.sharpening": Field(0.25, "T: targets are the softmax at student_temperature * T", above=0.0),
     "objective.offset_rate": Field(
         0.5, "share of the present batch in the offset of balanced and centred targets", at_least=0.0, at_most=1.0
@@ -331,6 +334,7 @@ RULES: tuple[tuple[str, Callable[[Config], object], str], ...] = (
         lambda c: not c.stages.centroids or c.stages.method == "kmeans+agglomerative",
         "centroids are of kmeans+agglomerative: set --config.stages.method, or leave them out",
     ),
+    ("labels, task", lambda c: not c.labels or c.task == "classify", "labels are learnt by task=classify alone"),
     (
         "ssps.from_epoch, task",
         lambda c: not c.ssps.from_epoch or (c.ssps.from_epoch > 1 and c.task == "sdpn"),
@@ -375,10 +379,10 @@ def get(config: Config, field: str) -> Any:
 
 def check(config: Config) -> None:
     """Checks all values; raises UserError naming every field that is out of bounds, its value and the bound."""
-    faults = []
+    faults = [_no_field(name) for name in _flat(config.to_dict()) if name not in FIELDS]
     for name, field in FIELDS.items():
         value = get(config, name)
-        if fault := _out_of_bounds(field, value):
+        if fault := _of_another_type(field.default, value) or _out_of_bounds(field, value):
             faults.append(f"{name}={_shown(value)} {fault}")
     for names, holds, message in () if faults else RULES:
         if not holds(config):
@@ -402,8 +406,9 @@ def check_data(config: Config, utterances: int, store: str, labelled: int | None
         raise UserError(f"held_out={config.held_out} must be less than the {utterances} prepared utterances")
     left = utterances - config.held_out if labelled is None else labelled
     if config.batch_size > left:
-        of = f" of which held_out={config.held_out} are kept from training" if config.held_out else ""
-        of += "" if labelled is None else " that have a label"
+        of = f" left of {utterances}" if left < utterances else ""
+        of += f", of which held_out={config.held_out} are kept from training" if config.held_out else ""
+        of += "" if labelled is None else ", that have a label"
         raise UserError(f"batch_size={config.batch_size} is more than the {left} prepared utterances{of}: lower it")
     if config.ssps.from_epoch and 2 * config.ssps.clusters > left:
         raise UserError(f"ssps.clusters={config.ssps.clusters} of {left} utterances: choose at most half as many")
@@ -510,6 +515,25 @@ def _bounds(field: Field) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
+def _of_another_type(default: Any, value: Any) -> str:
+    """What is wrong with a value's type, or nothing: a config file may put anything in a field's place."""
+    if isinstance(default, tuple):
+        if not isinstance(value, (tuple, list)):
+            return "must be a tuple"
+        faults = (_of_another_type(default[0] if default else "", part) for part in value)
+        return next((f"is wrong: each part {fault}" for fault in faults if fault), "")
+    wanted = (float, int) if type(default) is float else (type(default),)
+    if type(value) not in wanted:
+        return f"must be of type {type(default).__name__}"
+    return ""
+
+
+def _no_field(name: str) -> str:
+    """Says that there is no such field, and which one may have been meant."""
+    near = difflib.get_close_matches(name.rpartition(".")[2], [each.rpartition(".")[2] for each in FIELDS], 1)
+    return f"the config has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 def _out_of_bounds(field: Field, value: Any) -> str:
     """What is wrong with a value, or nothing."""
     if field.choices:
@@ -519,9 +543,9 @@ def _out_of_bounds(field: Field, value: Any) -> str:
         return f"must be at least {field.at_least:g}"
     if field.at_most is not None and not all(number <= field.at_most for number in numbers):
         return f"must be at most {field.at_most:g}"
-    if field.above is not None and not all(field.above < number < float("inf") for number in numbers):
-        return f"must be above {field.above:g}, and finite"
-    return ""
+    if field.above is not None and not all(number > field.above for number in numbers):
+        return f"must be above {field.above:g}"
+    return "" if all(math.isfinite(number) for number in numbers if isinstance(number, float)) else "must be finite"
 
 
 def _shown(value: Any) -> str:
@@ -542,7 +566,7 @@ def _run(path: Path, function: Callable[[], Any]) -> Any:
         return function()
     except UserError:
         raise
-    except Exception as error:  # a config is a program of the user's: anything may happen in it
+    except (Exception, SystemExit) as error:  # a config is a program of the user's: anything may happen in it
         raise UserError(f"{_place(path, error)}: {_one_line(error)}") from error
 
 
@@ -566,7 +590,7 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _place(path: Path, error: Exception) -> str:
+def _place(path: Path, error: BaseException) -> str:
     """`file, line N` of an error in a config file: the last of its own lines that led there."""
     file = str(path.resolve())
     if isinstance(error, SyntaxError) and error.filename == file:
@@ -575,13 +599,12 @@ def _place(path: Path, error: Exception) -> str:
     return f"{path}, line {lines[-1]}" if lines else str(path)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The message of an exception in one line; of an unknown field its name and what may have been meant."""
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     field = re.match(r"\W*(?:Key \W*)?(\w+)\W", text)
     if isinstance(error, (AttributeError, KeyError)) and field and "has no attribute" not in text:
-        near = difflib.get_close_matches(field[1], [name.rpartition(".")[2] for name in FIELDS], 1)
-        return f"the config has no field {field[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return _no_field(field[1])
     return f"{type(error).__name__}: {text[:300]}"
 
 

@@ -60,9 +60,11 @@ def place(path: str | os.PathLike) -> Place:
         raise UserError(
             f"{text}: models alone come from a hub, by --model, --config.init_from and `sdpn convert --input`"
         )
+    if text.startswith(tuple(f"{scheme}:/" for scheme in EXTRAS)) and not is_bucket(text):
+        raise UserError(f"{text}: the address of a bucket has two slashes, as in gs://bucket/folder")
     scheme, colon, _ = text.partition("://")
     if not colon or not scheme.isalnum():
-        return Path(text)
+        return Path(text).expanduser() if text.startswith("~/") else Path(text)  # no shell does so behind "="
     if scheme not in EXTRAS:
         raise UserError(f"{text}: only {', '.join(f'{known}://' for known in EXTRAS)} and local paths are understood")
     module, extra = EXTRAS[scheme]

@@ -107,7 +107,7 @@ def test_all_faults_are_told_at_once():
     [
         (["held_out=50"], 50, "held_out=50 must be less than the 50 prepared utterances"),
         (["batch_size=40"], 30, "batch_size=40 is more than the 30 prepared utterances"),
-        (["held_out=20", "batch_size=40"], 50, "is more than the 30 prepared utterances of which held_out=20"),
+        (["held_out=20", "batch_size=40"], 50, "than the 30 prepared utterances left of 50, .* held_out=20 are"),
         (["num_steps=1000", "warmup_steps=0"], 1_092_009, "the warm-up of 28430 steps .* the run of 1000 steps"),
     ],
 )  # fmt: skip
@@ -277,3 +277,31 @@ def test_defaults_elsewhere_are_those_of_the_fields():
     assert Views(**config.views) == Views()
     assert network_of({**config.model, "dtype": "float32"}) == Network()
     assert tuple(ENCODERS) == configs.ENCODERS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("batch_size = None", "batch_size=None must be of type int"),
+        ("learning_rate = float('inf')", "learning_rate=inf must be finite"),
+        ("checkpoint_minutes = float('inf')", "checkpoint_minutes=inf must be finite"),
+        ("seed = True", "seed=True must be of type int"),
+        ("seed = 2**63", "seed=9223372036854775808 must be at most 9.22"),
+        ("eval.trials = (1, 2)", "eval.trials=(1, 2) is wrong: each part must be of type str"),
+        ("model.channels = (16.0, 16, 16, 16, 16)", "each part must be of type int"),
+        ("freeze = None", "freeze=None must be a tuple"),
+        ("labels = 'a.txt'", "labels='a.txt', task='sdpn': labels are learnt by task=classify alone"),
+        ("views.number = 3", "the config has no field 'views.number'"),
+        ("lr = 3", "the config has no field 'lr'"),
+        ("model.widht = 3", "the config has no field 'model.widht'; did you mean 'width'?"),
+    ],
+)
+def test_values_that_a_file_puts_into_fields(tmp_path, line, message):
+    path = own(tmp_path, "config.unlock(); config." + line)
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.check(configs.load(path))
+
+
+def test_a_config_that_ends_the_program(tmp_path):
+    with pytest.raises(UserError, match="SystemExit"):
+        configs.load(own(tmp_path, "raise SystemExit(0)"))

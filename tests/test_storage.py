@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import bucket
 import numpy as np
@@ -133,3 +134,11 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path):
         for read in (storage.read_bytes, storage.read_text, storage.local):
             with pytest.raises(UserError, match="is no file, but a pipe or a device"):
                 read(path)
+
+
+def test_addresses_that_lack_a_slash_and_home(monkeypatch):
+    with pytest.raises(UserError, match="gs:/bucket/x: the address of a bucket has two slashes"):
+        storage.place("gs:/bucket/x")
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert storage.place("~/runs") == Path("/home/ann/runs")
+    assert storage.place("a/~/b") == Path("a/~/b")

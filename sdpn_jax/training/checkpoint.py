@@ -120,4 +120,4 @@ def set_aside(checkpoint: storage.Place) -> storage.Place:
 
 def write_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
     """Writes the run's config beside its checkpoints, as <workdir>/config.json."""
-    storage.write_text(storage.make_folder(workdir) / run.CONFIG, json.dumps(config, indent=2) + "\n")
+    storage.write_text(storage.make_folder(workdir) / run.CONFIG, json.dumps(config, indent=2, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import scoring
 from sdpn_jax.eval.metrics import crop_retrieval
@@ -39,6 +40,8 @@ class Evaluator:
         self._recordings, self._ids = recordings, []
         self._kept: list[np.ndarray] | None = []  # log-mels; None: they are too many, and read anew each time
         if self._trials:
+            if not storage.exists(recordings):
+                raise UserError(f"eval.input={recordings} does not exist: it must name what eval.trials speak of")
             notes, frames = Notes(), 0
             for utterance_id, log_mel in read_features(recordings, notes):
                 self._ids.append(utterance_id)

@@ -54,8 +54,13 @@ class Lock:
                 f"{self._path.parent} is in use by process {other.get('process')} on {other.get('host')}: choose "
                 "another --workdir, or wait for that run to end"
             )
-        self._write()
-        if not isinstance(self._path, Path) or other:
+        if isinstance(self._path, Path) and other is None:
+            try:
+                self._create(self._path)
+            except FileExistsError:  # another process was faster
+                return self.take()
+        else:
+            self._write()
             time.sleep(SETTLE_S)
         self.check()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -97,9 +102,18 @@ class Lock:
             return {}
         return told if isinstance(told, dict) else {}
 
+    def _create(self, path: Path) -> None:
+        """Writes the file where there is none; FileExistsError where there is."""
+        text = self._text()
+        with path.open("x") as file:
+            file.write(text)
+
     def _write(self) -> None:
+        storage.write_text(self._path, self._text())
+
+    def _text(self) -> str:
         self._beats += 1
-        storage.write_text(self._path, json.dumps({"token": self._token, "beat": self._beats, **this_process()}) + "\n")
+        return json.dumps({"token": self._token, "beat": self._beats, **this_process()}) + "\n"
 
 
 def this_process() -> dict:

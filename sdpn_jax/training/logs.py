@@ -1,11 +1,13 @@
 """What a run writes while it goes: rows of metrics, TensorBoard, a line for people, and how fast it is."""
 
+import contextlib
 import datetime
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -15,6 +17,8 @@ from tensorboardX import SummaryWriter
 from sdpn_jax import storage
 
 METRICS = "metrics.jsonl"
+MOST_WAITING = 10_000  # scalars for TensorBoard's thread: more than a row has
+LONGEST_S = 1e9  # of an ETA
 TOLD = {  # in the line for people: {metric: (name, form)}
     "loss": ("loss", ".3f"),
     "classification": ("classification", ".3f"),
@@ -35,25 +39,63 @@ class Timer:
     """Speed since the first step, which compiles and does not count."""
 
     def __init__(self):
-        self.started, self.waited, self.steps = time.time(), 0.0, 0
+        self.started, self.waited, self.steps = time.monotonic(), 0.0, 0
 
     def elapsed(self) -> float:
         """Returns the seconds so far, without pauses."""
-        return max(time.time() - self.started, 1e-9)
+        return max(time.monotonic() - self.started, 1e-9)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the time inside as waiting for data."""
-        before = time.time()
+        before = time.monotonic()
         yield
-        self.waited += time.time() - before
+        self.waited += time.monotonic() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Does not count the time inside."""
-        before = time.time()
+        before = time.monotonic()
         yield
-        self.started += time.time() - before
+        self.started += time.monotonic() - before
+
+
+class Board:
+    """TensorBoard's files. Their writer is a thread, which a full disk ends: the run goes on without them."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self._writer: SummaryWriter | None = SummaryWriter(
+            str(folder), purge_step=first_step + 1 if first_step else 0, max_queue=MOST_WAITING
+        )
+
+    def add(self, step: int, row: dict[str, float]) -> None:
+        """Adds one row of scalars."""
+        if writer := self._living():
+            for name, value in row.items():
+                writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if writer := self._living():
+            with contextlib.suppress(OSError):
+                writer.flush()
+
+    def close(self) -> None:
+        """Writes what waits and ends the thread."""
+        if writer := self._living():
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _living(self) -> SummaryWriter | None:
+        """The writer while its thread lives; whoever gave a dead one more than its queue holds would wait for ever."""
+        files: Any = self._writer and self._writer.file_writer
+        if files:
+            events = files.event_writer
+            if events._worker and not events._worker.is_alive():
+                logging.warning("TensorBoard's events can no longer be written; metrics.jsonl goes on")
+                events._event_queue.cancel_join_thread()
+                self._writer = None
+        return self._writer
 
 
 class MetricsWriter:
@@ -67,16 +109,16 @@ class MetricsWriter:
         self.folder = self._outbox.folder
         self._outbox.fetch(METRICS)
         self._path = self.folder / METRICS
-        rows = [row for row in read_rows(self._path) if row["step"] <= first_step]
+        # Without a checkpoint nothing is gone on with: an evaluation of step 0 may be another network's.
+        rows = [row for row in read_rows(self._path) if row["step"] <= first_step] if first_step else []
         storage.write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._board = SummaryWriter(str(self.folder), purge_step=first_step + 1 if first_step else None)
+        self._board = Board(self.folder, first_step)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Adds one row of scalars."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add(step, row)
 
     def lacks_evaluation(self, step: int) -> bool:
         """Tells whether no evaluation of this step has been written."""
@@ -99,15 +141,18 @@ class MetricsWriter:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Reads the rows of a metrics.jsonl, without a last line that a kill cut short."""
+    """Reads the rows of a metrics.jsonl, without a last line that a kill cut short, or any other that is no row."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logging.warning("%s: an incomplete line is left out", path)
+            row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise TypeError
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            logging.warning("%s, line %d: an incomplete line is left out", path, number)
     return rows
 
 
@@ -125,7 +170,8 @@ def log_progress(done: int, num_steps: int, row: dict[str, float], batch_size: i
     """Logs one line: where the run is, how fast, and whether it is healthy."""
     told = "  ".join(f"{name} {row[key]:{form}}" for key, (name, form) in TOLD.items() if key in row)
     steps_per_second = timer.steps / timer.elapsed()
-    left = datetime.timedelta(seconds=round((num_steps - done) / steps_per_second))
+    seconds = (num_steps - done) / steps_per_second if timer.steps else 0
+    left = datetime.timedelta(seconds=round(min(seconds, LONGEST_S))) if timer.steps else "unknown"
     logging.info(
         "step %d/%d  %s  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
         done,

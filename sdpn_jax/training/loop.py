@@ -17,6 +17,7 @@ from sdpn_jax import storage
 from sdpn_jax.config import Config
 from sdpn_jax.data import device, pipeline
 from sdpn_jax.data.shards import Shards, open_shards
+from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, network_of
 from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, sharding
 from sdpn_jax.training.evaluation import Evaluator
@@ -69,6 +70,8 @@ def train_and_evaluate(
     """
     workdir = storage.place(workdir)
     configs.check(config)
+    if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError("model.dtype='float64' needs the variable JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.fsdp)
     sharding.check_batch_size(config.batch_size, config.microbatches, mesh)
     shards = open_shards(config.data_dir, skip_damaged)
@@ -205,7 +208,7 @@ def run_steps(
 
     batches = batches_from(first_step, views)
     profiler = Profiler(log.writer.folder if log.writer else None, first_step, config.profile)
-    step_function, pending, request = None, None, hosts.NOTHING
+    step_function, pending, request, save_is_due = None, None, hosts.NOTHING, False
     with jax.transfer_guard("disallow"), closing(batches), closing(profiler):
         for step in range(first_step, num_steps):
             done = step + 1
@@ -223,12 +226,15 @@ def run_steps(
                 log.timer = Timer()
             if pending:
                 log.take(*pending)
-            log.timer.steps += 1
+            log.timer.steps += step > first_step
             profiler.after(done, packed)
             request = int(jax.device_get(asked))
             last = done == num_steps or request == hosts.STOP
             pending = done, packed, done % config.log_every == 0 or last
-            saves = done % config.checkpoint_every == 0 or last or request == hosts.SAVE
+            # By the clock only where a row ends: one of a resumed run then averages the same steps.
+            save_is_due = save_is_due or request == hosts.SAVE
+            row_ends = done % config.log_every == 0
+            saves = done % config.checkpoint_every == 0 or last or (save_is_due and row_ends)
             evaluates = evaluate and (done % config.eval.every_steps == 0 or done == num_steps)
             if saves or evaluates:
                 log.take(*pending)
@@ -239,6 +245,7 @@ def run_steps(
                     log.writer.send()
                 checkpoint.save(log.checkpoints, done, checkpoint.parts_of(state), config_json)
                 requests.saved()
+                save_is_due = False
             if request == hosts.STOP:
                 return done
             if evaluates:

@@ -73,6 +73,8 @@ def program_of(
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)
     teacher_momentum = optim.ema_momentum(config.ema_momentum, config.final_ema_momentum, num_steps)
     labelling = labelling_of(config, labels, num_steps, steps_per_epoch) if labels and labels.names else None
+    if config.ssps.from_epoch > num_steps / steps_per_epoch:
+        logging.warning("ssps.from_epoch=%d never comes: the run has %d steps", config.ssps.from_epoch, num_steps)
     freeze = (*config.freeze, *(labelling.held if labelling else ()))
     optimizer, everywhere = optimizer_of(config, learning_rate, freeze), sharding.replicated(mesh)
     replicate = lambda array: jax.lax.with_sharding_constraint(array, everywhere)  # noqa: E731

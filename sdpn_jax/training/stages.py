@@ -90,6 +90,9 @@ def check(config: Config, stages: Stages) -> None:
     if config.task != "sdpn":
         raise UserError(f"task={config.task!r}: the first stage is SDPN, without labels")
     shards, mesh = open_shards(config.data_dir), sharding.make_mesh(config.mesh.fsdp)
+    for name in ("clusters", "centroids"):
+        if config.stages[name] > shards.utterances:
+            raise UserError(f"stages.{name}={config.stages[name]} is more than the {shards.utterances} utterances")
     if config.true_labels:
         cluster.read_speakers(config.true_labels, shards.ids)
     for name in ("classify", "large_margin"):

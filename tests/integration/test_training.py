@@ -283,3 +283,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.time() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_checkpoints_by_the_clock_end_with_a_row(workplace):
+    """So that a run that goes on there writes the rows of one that was never stopped."""
+    often = "--config.log_every=5", "--config.checkpoint_every=20", "--config.checkpoint_minutes=1e-6"
+    train(workplace, workplace / "clock", *often)
+    steps = sorted(int(path.name) for path in (workplace / "clock" / "checkpoints").glob("[0-9]*"))
+    assert len(steps) > 1 and all(step % 5 == 0 for step in steps)

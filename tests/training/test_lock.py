@@ -72,3 +72,12 @@ def test_a_damaged_lock_is_of_nobody_who_lives(tmp_path, content):
     (tmp_path / lock.NAME).write_text(content)
     with lock.of(tmp_path) as held:
         held.check()
+
+
+def test_of_two_that_begin_together_one_holds(tmp_path, monkeypatch):
+    with lock.of(tmp_path):
+        late = lock.Lock(tmp_path / lock.NAME)
+        read, looks = late._read, iter([None])  # it has looked before the first one wrote
+        monkeypatch.setattr(late, "_read", lambda: next(looks, read()))
+        with pytest.raises(UserError, match="is in use by process"):
+            late.take()
