@@ -1,11 +1,10 @@
 """What a run writes while it goes: rows of metrics, TensorBoard, a line for people, and how fast it is."""
 
-import contextlib
 import datetime
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +76,13 @@ class Board:
     def flush(self) -> None:
         """Writes what waits."""
         if writer := self._living():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 writer.flush()
 
     def close(self) -> None:
         """Writes what waits and ends the thread."""
         if writer := self._living():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 writer.close()
 
     def _living(self) -> SummaryWriter | None:
