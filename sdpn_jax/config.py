@@ -118,7 +118,7 @@ FIELDS: dict[str, Field] = {
     ),
     "encoder_multiplier": Field(1.0, "of the encoder's learning rate", at_least=0.0, change=SCHEDULE),
     "freeze": Field(
-        (), "parameters that stay as they are, by patterns of names such as encoder/block1/*", change=SCHEDULE
+        (), "parameters that stay as they are, by patterns of names such as encoder/block_1/*", change=SCHEDULE
     ),
     "ema_momentum": Field(0.996, "of the teacher at step 0", at_least=0.0, at_most=1.0, change=SCHEDULE),
     "final_ema_momentum": Field(

@@ -90,12 +90,12 @@ def diarize(
     if known and threshold is not None:
         found = named(found, known, threshold)
 
+    errors = rates.error_rates(truth, found.turns, found.seconds, collar) if truth else None
     spoken = seconds_of(found.turns)
     storage.make_folder(rttm_path.parent)
     rttm.write_rttm(rttm_path, name, found.turns)
     rttm.write_json(others[0], name, found.seconds, found.turns, spoken)
     picture.plot_turns(found.turns, found.seconds, others[1])
-    errors = rates.error_rates(truth, found.turns, found.seconds, collar) if truth else None
     if json:
         print(json_format.dumps({"recording": recording, "seconds": found.seconds, "speakers": spoken,
                                  "errors": errors, "output": str(rttm_path)}))  # fmt: skip

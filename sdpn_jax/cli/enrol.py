@@ -39,6 +39,7 @@ def enrol(
     from sdpn_jax.speaker import gallery as galleries
     from sdpn_jax.speaker import voices
 
+    name = galleries.composed(name)
     encoder, path = SpeakerEncoder.load(model, reading_of(channel, max_seconds)), storage.place(gallery)
     fingerprint = encoder.fingerprint()
     if isinstance(path, Path) and path.suffix == voices.SUFFIX:

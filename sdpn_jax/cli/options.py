@@ -23,7 +23,10 @@ Channel = Annotated[str, typer.Option(help="Of recordings of several: mean, or t
 SkipDamaged = Annotated[
     bool, typer.Option("--skip_damaged", help="Put the next whole record in the place of a damaged one.")
 ]
-MaxSeconds = Annotated[float, typer.Option("--max_seconds", help="Longer recordings are skipped.", min=1.0)]
+MaxSeconds = Annotated[
+    float,
+    typer.Option("--max_seconds", help="Longer recordings are skipped, or refused where one is asked for.", min=1.0),
+]
 MAX_SECONDS = 4 * 3600.0
 Config = Annotated[
     str, typer.Option(help="A Python file with get_config(), or the name of a shipped config such as vox2.")

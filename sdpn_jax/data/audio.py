@@ -169,7 +169,7 @@ def _pieces(blocks: Iterable[tuple[float, np.ndarray]], channel: int | None) -> 
 
 
 def _one_channel(block: np.ndarray, channel: int | None) -> np.ndarray:
-    if channel is not None and channel >= block.shape[1]:
+    if channel is not None and not 0 <= channel < block.shape[1]:
         raise AudioError(f"no channel {channel + 1}: there are {block.shape[1]}")
     if block.shape[1] == 1:
         return np.ascontiguousarray(block[:, 0])

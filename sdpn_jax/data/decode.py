@@ -54,7 +54,7 @@ def blocks_of(file: BinaryIO, most_seconds: float, start: float = 0.0, end: floa
     for rate, block in blocks:
         decoded += len(block)
         if decoded > most_seconds * rate:
-            raise AudioError(f"longer than {most_seconds:,.0f} s (see --max_seconds)")
+            raise AudioError(f"longer than {most_seconds:,g} s (see --max_seconds)")
         yield rate, block
     claimed = 0 if start or end else containers.claimed_samples(file, kind)
     if decoded < claimed - (2 * MP3_FRAME if kind.name == "MP3" else 0):  # of which its encoder pads with silence

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import unicodedata
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from sdpn_jax.service.decoders import Decoders, Heard, Task
 from sdpn_jax.service.guards import CODES, Guard, Limits, Refused, Room, response_of
 from sdpn_jax.service.maps import Map
 from sdpn_jax.service.measures import Measured, Measures
+from sdpn_jax.speaker.gallery import composed
 from sdpn_jax.speaker.voices import Full, Voices
 from sdpn_jax.vectors import cosine
 
@@ -171,7 +171,7 @@ class Service:
                 raise Refused(400, "no_name", "the field name is missing")
             uploads = _recordings(form, "recording")
             heard, embeddings = await self._embedded(uploads, request)
-            name = unicodedata.normalize("NFC", name.strip())
+            name = composed(name.strip())
             count = await asyncio.to_thread(self._voices.enrol, name, embeddings)
         speakers = len((await asyncio.to_thread(self._voices.gallery)).names)
         return JSONResponse({"name": name, "recordings": count, "speakers": speakers, "heard": _about(heard)})
@@ -221,7 +221,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def _form(self, request: Request) -> AsyncIterator[Any]:
         """The fields of an upload, all of it here."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise Refused(415, "no_form", "wanted is multipart/form-data, as curl --form sends it")
         files = self._settings.most_recordings
         async with request.form(max_files=files, max_fields=8, max_part_size=MOST_FIELD) as form:
@@ -300,7 +300,7 @@ def application(service: Service, settings: Settings) -> Starlette:
         *(Route(path, partial(_static, content), methods=["GET"], name="page") for path, content in page.items()),
     ]
     uploads = Room(settings.most_held, "too many uploads at the same time")
-    return Starlette(
+    application = Starlette(
         routes=routes,
         middleware=[
             Middleware(Measured, measures=service.measures),
@@ -309,6 +309,8 @@ def application(service: Service, settings: Settings) -> Starlette:
         exception_handlers=dict.fromkeys((Refused, AudioError, UserError, HTTPException, Exception), _answer_to),
         lifespan=partial(_life, service),
     )
+    application.router.redirect_slashes = False  # an answer without a body, which is not the form of errors
+    return application
 
 
 @contextlib.asynccontextmanager
@@ -348,7 +350,10 @@ def _answer_to(_: Request, error: Exception) -> Response:
         case UserError():
             return response_of(Refused(422, "unusable", str(error)))
         case HTTPException():
-            return response_of(Refused(error.status_code, CODES.get(error.status_code, "refused"), str(error.detail)))
+            refused = Refused(error.status_code, CODES.get(error.status_code, "refused"), str(error.detail))
+            response = response_of(refused)
+            response.headers.update(error.headers or {})  # such as Allow
+            return response
     return response_of(Refused(500, "fault", "a fault of the service: its log says more"))
 
 
@@ -364,7 +369,7 @@ def _recordings(form: Any, field: str, most: int | None = None) -> list[UploadFi
 def _whole_number(text: Any) -> int | None:
     if text in (None, ""):
         return None
-    if not isinstance(text, str) or not text.isdecimal() or not 1 <= int(text[:4]) <= 100:
+    if not isinstance(text, str) or not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= 100:
         raise Refused(400, "speakers", "speakers is no number from 1 to 100")
     return int(text)
 

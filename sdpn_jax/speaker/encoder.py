@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,9 +11,10 @@ from absl import logging
 
 from sdpn_jax import PRETRAINED
 from sdpn_jax.data import audio
+from sdpn_jax.data.decode import RATES
 from sdpn_jax.data.front_ends import FRONT_ENDS
 from sdpn_jax.decision import Decision
-from sdpn_jax.errors import UserError
+from sdpn_jax.errors import UserError, shown
 from sdpn_jax.models.network import Network
 from sdpn_jax.speaker import embedder
 from sdpn_jax.vectors import cosine
@@ -69,8 +71,8 @@ class SpeakerEncoder:
         """Embeds one recording, float32 [D], or a list of N recordings, [N, D].
 
         A recording is a file (WAV, FLAC, OGG, MP3, M4A...), or samples, float in [-1, 1] or int16, with their rate.
-        Channels are averaged unless `reading` names one; any rate will do. Raises UserError, naming the recording, when
-        one cannot be used.
+        Channels are averaged unless `reading` names one; any rate from 4 kHz on will do. Raises UserError, naming the
+        recording, when one cannot be used.
         """
         if isinstance(recordings, (str, os.PathLike, tuple)):
             one: Any = recordings  # a tuple is samples and their rate, not two recordings
@@ -91,9 +93,12 @@ class SpeakerEncoder:
         for x in (a, b):
             if isinstance(x, np.ndarray) and x.shape != (self.embedding_size,):
                 raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
+            if isinstance(x, np.ndarray) and not np.isfinite(x).all():
+                raise UserError("an embedding holds NaN or infinity: embed the recording again")
         recordings = [x for x in (a, b) if not isinstance(x, np.ndarray)]
         embedded = iter(self.embed(recordings))  # in one batch where their lengths allow: one program to compile
-        return float(cosine(*(x if isinstance(x, np.ndarray) else next(embedded) for x in (a, b))))
+        score = cosine(*(x if isinstance(x, np.ndarray) else next(embedded) for x in (a, b)))
+        return float(np.clip(score, -1, 1))
 
     def verify(self, a: Recording | np.ndarray, b: Recording | np.ndarray, threshold: float | None = None) -> Verdict:
         """Decides whether two recordings (or embeddings) are of one speaker.
@@ -106,6 +111,8 @@ class SpeakerEncoder:
                 "this model brings no threshold: give one (for example threshold_at_eer in the results.json of "
                 "`sdpn score`), or load a model folder that `sdpn calibrate` or `sdpn export --results` has given one"
             )
+        if not np.isfinite(threshold):
+            raise UserError(f"a threshold of {threshold}: give a cosine")
         score, threshold = self.similarity(a, b), float(threshold)
         probability = self.calibration.probability(score) if self.calibration else None
         return Verdict(score, threshold, score >= threshold, probability)
@@ -114,20 +121,27 @@ class SpeakerEncoder:
 def _waveform(recording: Recording, place: int, reading: audio.Reading) -> np.ndarray:
     """Its samples at 16 kHz, float32 [N]; what may spoil its embedding is said in the log."""
     try:
-        if not isinstance(recording, tuple):
+        if isinstance(recording, (str, os.PathLike)):
             waveform = audio.read_audio(recording, reading)
             if hints := audio.hints_of(waveform):
                 logging.warning("%s: %s; its embedding may be worse", recording, ", ".join(hints))
             return waveform
-        samples, rate = recording
-        samples = np.asarray(samples)
-        if samples.ndim not in (1, 2) or not rate > 0:
+        if not isinstance(recording, tuple) or len(recording) != 2:
+            raise audio.AudioError("neither a file nor (samples, rate)")
+        samples, rate = np.asarray(recording[0]), recording[1]
+        if not isinstance(rate, Real) or not RATES[0] <= rate <= RATES[1]:
+            raise audio.AudioError(f"samples at {shown(rate)} Hz; wanted is a rate from {RATES[0]:,} to {RATES[1]:,}")
+        if samples.ndim not in (1, 2):
             raise audio.AudioError(f"samples of shape {samples.shape} at {rate} Hz; wanted is [N] or [N, channels]")
-        if samples.dtype == np.int16:
+        if not samples.size:
+            raise audio.AudioError("no samples")
+        if len(samples) > reading.max_seconds * rate:
+            raise audio.AudioError(f"longer than {reading.max_seconds:g} s")
+        if samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             samples = samples / np.float32(32768)
         if samples.dtype.kind != "f":
             raise audio.AudioError(f"samples of type {samples.dtype}; wanted is float in [-1, 1], or int16")
         return audio.at_16_khz(samples.astype(np.float32).reshape(len(samples), -1), rate, reading.channel)
     except audio.AudioError as error:
-        name = f"recording {place}" if isinstance(recording, tuple) else str(recording)
+        name = str(recording) if isinstance(recording, (str, os.PathLike)) else f"recording {place}"
         raise UserError(f"{name}: {error}") from None

@@ -34,7 +34,7 @@ class Gallery:
 
     def enrol(self, name: str, embeddings: Float[np.ndarray, "M D"]) -> None:
         """Adds recordings [M, D] of a speaker, who may be there already; UserError if D or the name will not do."""
-        units = unit(embeddings)
+        units, name = unit(embeddings), composed(name)
         if not is_name(name):
             raise UserError(f"the name '{shown(name)}' is empty or holds control characters: choose another")
         self._check_dimension(units.shape[1])
@@ -114,6 +114,11 @@ def _fault_of(arrays: dict[str, np.ndarray]) -> str | None:
     if not (np.abs(sums) <= 1.001 * counts[:, None]).all():  # NaN is not, either
         return "a sum that the recordings cannot have"
     return None
+
+
+def composed(name: str) -> str:
+    """Writes a name in the one form of Unicode that galleries keep (NFC): macOS takes letters and accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_name(name: str) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sdpn_jax import storage
 from sdpn_jax.errors import UserError, shown
 from sdpn_jax.speaker import gallery as galleries
-from sdpn_jax.speaker.gallery import MOST_RECORDINGS, Gallery, is_name
+from sdpn_jax.speaker.gallery import MOST_RECORDINGS, Gallery, composed, is_name
 from sdpn_jax.vectors import unit
 
 SUFFIX, MAGIC = ".db", b"SQLite format 3\0"
@@ -65,6 +65,7 @@ class Voices:
 
         Raises UserError for a name that will not do, Full for one speaker too many.
         """
+        name = composed(name)
         fits = is_name(name) and 0 < len(name) <= MOST_NAME and name == name.strip()
         if not fits or name in NO_NAMES:
             raise UserError(f"a name has 1 to {MOST_NAME} letters, no control characters, no space at its ends")
@@ -84,7 +85,7 @@ class Voices:
 
     def delete(self, name: str | None) -> int:
         """Deletes a speaker, or all of them (None); returns how many were there."""
-        where, values = ("", ()) if name is None else (" WHERE name = ?", (name,))
+        where, values = ("", ()) if name is None else (" WHERE name IN (?, ?)", (name, composed(name.strip())))
         with self._alone, self._one_line(), self._writing():
             self._changes += 1
             return self._file.execute("DELETE FROM speakers" + where, values).rowcount

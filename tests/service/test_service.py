@@ -148,6 +148,8 @@ def test_what_cannot_be_used_is_said(client):
     assert error_of(client.post("/embed", content=b"{}", headers={"content-type": "application/json"}), 415)
     assert error_of(client.post("/embed", content=b"x", headers={"content-type": "multipart/form-data"}), 400)
     assert error_of(client.get("/embed"), 405) == "not_allowed"
+    assert client.get("/embed").headers["allow"] == "POST"
+    assert error_of(client.post("/embed/", follow_redirects=False), 404)
     assert error_of(client.get("/../etc/passwd"), 404) == "not_found"
     assert error_of(client.get("/page/..%2f..%2fapp.py"), 404) == "not_found"
     assert error_of(client.post("/embed", files={"recording": bytes(5 << 20)}), 413) == "too_large"

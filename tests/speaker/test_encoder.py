@@ -17,6 +17,7 @@ from small_network import SIZES
 
 from sdpn_jax import PRETRAINED, SpeakerEncoder
 from sdpn_jax.data import features
+from sdpn_jax.data.audio import Reading
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import network_of
 from sdpn_jax.speaker import gallery
@@ -300,3 +301,31 @@ def test_stablehlo_needs_no_package_and_takes_any_size(encoder, variables, tmp_p
 def test_what_is_no_name(name):
     with pytest.raises(UserError, match="is empty or holds control characters"):
         gallery.new("one model").enrol(name, np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("recording", "message"),
+    [
+        (((np.zeros(0, np.float32), 16000),), "recording 0: no samples"),
+        (((np.zeros((16000, 0), np.float32), 16000),), "recording 0: no samples"),
+        (((np.ones(1600, np.float32), float("inf")),), "samples at inf Hz; wanted is a rate from 4,000 to 384,000"),
+        (((np.ones(1600, np.float32), 16.0),), "samples at 16.0 Hz"),
+        (((np.ones(1600, np.float32), "16000"),), "samples at 16000 Hz; wanted is a rate"),
+        ((("a.wav", "b.wav", "c.wav"),), "recording 0: neither a file nor"),
+        ((np.ones(1600, np.float32),), "recording 0: neither a file nor"),
+        (((np.ones(16000 * 9, np.float32), 16000),), "recording 0: longer than 8.5 s"),
+    ],
+)
+def test_samples_that_are_none(variables, recording, message):
+    with pytest.raises(UserError, match=message):
+        SpeakerEncoder(SMALL, variables, reading=Reading(max_seconds=8.5)).embed(list(recording))
+
+
+def test_embeddings_and_thresholds_that_are_not_finite(variables):
+    one = SpeakerEncoder(SMALL, variables)
+    whole = np.ones(one.embedding_size, np.float32)
+    with pytest.raises(UserError, match="an embedding holds NaN or infinity"):
+        one.similarity(np.full_like(whole, np.nan), whole)
+    with pytest.raises(UserError, match="a threshold of nan"):
+        one.verify(whole, whole, threshold=float("nan"))
+    assert -1 <= one.similarity(whole / 3, -whole / 7) <= one.similarity(whole / 3, whole / 7) <= 1

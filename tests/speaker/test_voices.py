@@ -183,3 +183,16 @@ def test_an_empty_file_is_no_gallery(tmp_path):
     (tmp_path / "team.db").touch()
     with pytest.raises(UserError, match="team.db is empty, which no gallery is"):
         voices.gallery_in(tmp_path / "team.db", "model")
+
+
+def test_a_name_in_two_forms_of_unicode_is_one(tmp_path):
+    apart, whole = "Zo\u0308e", "Z\u00f6e"
+    kept = voices.Voices(tmp_path / "team.db", "model")
+    assert [kept.enrol(name, ANN) for name in (apart, whole)] == [len(ANN), 2 * len(ANN)]
+    assert kept.gallery().names == [whole]
+    assert kept.delete(apart) == 1
+    kept.close()
+    gallery = galleries.new("model")
+    gallery.enrol(apart, ANN)
+    gallery.enrol(whole, ANN)
+    assert gallery.names == [whole]
