@@ -104,12 +104,10 @@ def calibrate(
 def speakers_of(ids: list[str], labels: str) -> list[str | None]:
     """Finds the speaker of each recording, None for those that a list does not name; UserError if it names none."""
     from sdpn_jax.data import labels as lists
-    from sdpn_jax.eval.matching import match_ids
+    from sdpn_jax.eval.matching import known_of
 
     known = lists.of_folders(ids) if labels == "folders" else lists.read_labels(labels)
-    names = list(known)
-    rows, _ = match_ids(names, ids)
-    speakers = [known[names[rows[name]]] if name in rows else None for name in ids]
+    speakers, _ = known_of(ids, known)
     if not any(speakers):
         raise UserError(f"{labels} names none of the {len(ids)} recordings, of which the first is {ids[0]}")
     return speakers

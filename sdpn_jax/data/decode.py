@@ -134,8 +134,10 @@ def _sndfile(file: BinaryIO) -> soundfile.SoundFile:
 
 def _by_sndfile(file: BinaryIO, kind: Kind, start: float, end: float | None) -> Blocks:
     with _sndfile(file) as sound:
-        rate, channels, sound_subtype = sound.samplerate, sound.channels, sound.subtype
+        rate, channels = sound.samplerate, sound.channels
         _check(rate, channels)
+        # The header of MP3 in a WAV counts what a decoder leaves out.
+        lost = 2 * MP3_FRAME if sound.subtype == "MPEG_LAYER_III" else 0
         frames = sound.frames if 0 < sound.frames < 2**62 else 0
         first = round(start * rate)
         last = frames if end is None else min(round(end * rate), frames or 2**62)
@@ -152,7 +154,6 @@ def _by_sndfile(file: BinaryIO, kind: Kind, start: float, end: float | None) -> 
         except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
             # Not Unreadable: FFmpeg would conceal what is damaged.
             raise AudioError(f"unreadable: {' '.join(str(error).split())[:200]}") from error
-    lost = 2 * MP3_FRAME if sound_subtype == "MPEG_LAYER_III" else 0  # its header counts what a decoder leaves out
     if decoded < last - lost:
         raise AudioError(f"truncated: {decoded:,} of {last:,} samples")
 

@@ -203,11 +203,7 @@ def finish(
         )
     summaries = {shard: summary for shard, summary in found.items() if summary is not None}
     for shard, summary in summaries.items():
-        try:
-            whole = not isinstance(shard.path, Path) or _num_records(shard.path) == summary["utterances"]
-        except (OSError, RuntimeError, ValueError):
-            whole = False
-        if not whole:
+        if isinstance(shard.path, Path) and _num_records(shard.path) != summary["utterances"]:
             raise UserError(f"{shard.path} does not hold its {summary['utterances']} records: delete it, prepare again")
     skipped = [entry for summary in summaries.values() for entry in summary["skipped"]]
     storage.write_text(output / "skipped.txt", "".join(f"{one_line(path)}\t{reason}\n" for path, reason in skipped))
@@ -336,12 +332,16 @@ def _disk_errors(path: storage.Place) -> Iterator[None]:
         raise UserError(f"cannot write {path} ({error}): is the disk full? Run the same command again") from error
 
 
-def _num_records(path: Path) -> int:
-    reader = ArrayRecordReader(str(path))
+def _num_records(path: Path) -> int | None:
+    """The number of a shard's records; None for a damaged one."""
     try:
-        return reader.num_records()
-    finally:
-        reader.close()
+        reader = ArrayRecordReader(str(path))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def write_shards(shards: list[Shard], recipe: Recipe, workers: int = 0) -> None:

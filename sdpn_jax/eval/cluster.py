@@ -20,7 +20,7 @@ from sdpn_jax import storage
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import plots, scoring
 from sdpn_jax.eval.kmeans import kmeans, member_sums, rivals
-from sdpn_jax.eval.matching import match_ids
+from sdpn_jax.eval.matching import known_of
 from sdpn_jax.eval.text import quoted, read_text
 from sdpn_jax.vectors import unit
 
@@ -277,14 +277,13 @@ def read_speakers(path: str | os.PathLike, ids: list[str]) -> np.ndarray:
             raise UserError(f"{path}, line {number}: wanted is 'utterance speaker', not {quoted(line.strip())}")
         if fields and speaker_of.setdefault(*fields) != fields[1]:
             raise UserError(f"{path}, line {number}: {quoted(fields[0])} has another speaker before: leave one of them")
-    names = list(speaker_of)
-    rows, faults = match_ids(names, ids)
+    speakers, faults = known_of(ids, speaker_of)
     if faults:
         name = next(iter(faults))
         raise UserError(
             f"{path}: the speaker of {len(faults):,} of {len(ids):,} utterances is unclear, first: {quoted(name)}"
         )
-    return np.asarray([speaker_of[names[rows[name]]] for name in ids])
+    return np.asarray(speakers)
 
 
 def read_crops(path: str | os.PathLike, ids: list[str], dimension: int) -> Crops:

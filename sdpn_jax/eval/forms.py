@@ -140,12 +140,17 @@ def json_object(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _plain(word: str) -> str:
+    """A word in small letters and digits alone, as HEADINGS has them."""
+    return re.sub(r"[\W_]", "", word.lower())
+
+
 def columns_of(words: Sequence[str], headings: Mapping[str, frozenset[str]] = HEADINGS) -> dict[str, int]:
     """Finds a heading's columns: {role: which word}, the first where several would do.
 
     Raises ValueError where two columns may be the label.
     """
-    plain = [re.sub(r"[\W_]", "", word.lower()) for word in words]
+    plain = [_plain(word) for word in words]
     found = {role: [i for i, word in enumerate(plain) if word in known] for role, known in headings.items()}
     if {"enrol", "test"} <= {role for role, places in found.items() if places} and len(found.get("label", ())) > 1:
         one, other = found["label"][:2]
@@ -159,8 +164,7 @@ def is_heading(words: Sequence[str], columns: Sequence[int], rows: Sequence[Sequ
     columns: those of ids; rows: the fields of the next lines. It is a row if a label stands in it, if one of its ids
     stands in another row, or if an id is written like the one below it but for digits.
     """
-    names = HEADINGS["label"]
-    if any(word.lower() in LABELS and re.sub(r"[\W_]", "", word.lower()) not in names for word in words):
+    if any(word.lower() in LABELS and _plain(word) not in HEADINGS["label"] for word in words):
         return False
     below = {field for row in rows for field in row}
     if any(words[column] in below for column in columns):

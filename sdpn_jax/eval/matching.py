@@ -28,6 +28,16 @@ def match_ids(ids: Sequence[str], *columns: Iterable[str]) -> tuple[dict[str, in
     return rows, faults
 
 
+def known_of(ids: Sequence[str], known: Mapping[str, str]) -> tuple[list[str | None], dict[str, list[int]]]:
+    """Finds what a list knows of each id, whose names in it may be written another way; None where it is unclear.
+
+    known: {name: what is known}. Also returns the faults of `match_ids`.
+    """
+    names = list(known)
+    rows, faults = match_ids(names, ids)
+    return [known[names[rows[name]]] if name in rows else None for name in ids], faults
+
+
 def why_unclear(name: str, ids: Sequence[str], faults: Mapping[str, list[int]]) -> str:
     """Says what else a name of `faults` fits, or which other name fits the same id."""
     rows = faults[name]

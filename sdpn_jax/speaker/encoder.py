@@ -90,10 +90,10 @@ class SpeakerEncoder:
 
     def similarity(self, a: Recording | np.ndarray, b: Recording | np.ndarray) -> float:
         """Computes the cosine in [-1, 1] of two recordings, or of embeddings [D] made of them."""
-        for x in (a, b):
-            if isinstance(x, np.ndarray) and x.shape != (self.embedding_size,):
+        for x in (each for each in (a, b) if isinstance(each, np.ndarray)):
+            if x.shape != (self.embedding_size,):
                 raise UserError(f"an array of shape {x.shape} is no embedding; samples are given as (samples, rate)")
-            if isinstance(x, np.ndarray) and not np.isfinite(x).all():
+            if not np.isfinite(x).all():
                 raise UserError("an embedding holds NaN or infinity: embed the recording again")
         recordings = [x for x in (a, b) if not isinstance(x, np.ndarray)]
         embedded = iter(self.embed(recordings))  # in one batch where their lengths allow: one program to compile

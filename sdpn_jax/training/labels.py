@@ -14,7 +14,7 @@ from sdpn_jax import storage
 from sdpn_jax.data.labels import LABELS, read_labels
 from sdpn_jax.data.shards import Shards
 from sdpn_jax.errors import UserError, shown
-from sdpn_jax.eval.matching import match_ids
+from sdpn_jax.eval.matching import known_of
 
 NONE = -1  # the class of an utterance without a label
 
@@ -99,14 +99,12 @@ def _numbered(
     ids: Sequence[str], label_of: Mapping[str, str], source: str | os.PathLike
 ) -> tuple[list[str], Int32[np.ndarray, " N"]]:
     """The names of the labels that occur, in order, and each id's number among them, or NONE."""
-    wanted = list(label_of)
-    rows, faults = match_ids(wanted, ids)
+    given, faults = known_of(ids, label_of)
     unclear = [name for name, found in faults.items() if found]
     if unclear:
         raise UserError(
             f"{source}: {len(unclear):,} utterances fit several lines, first: {shown(unclear[0])}: write whole ids"
         )
-    given = [label_of[wanted[rows[name]]] if name in rows else None for name in ids]
     names = sorted({label for label in given if label is not None})
     number = {name: i for i, name in enumerate(names)}
     return names, np.asarray([NONE if label is None else number[label] for label in given], np.int32)

@@ -169,8 +169,9 @@ def log_progress(done: int, num_steps: int, row: dict[str, float], batch_size: i
     """Logs one line: where the run is, how fast, and whether it is healthy."""
     told = "  ".join(f"{name} {row[key]:{form}}" for key, (name, form) in TOLD.items() if key in row)
     steps_per_second = timer.steps / timer.elapsed()
-    seconds = (num_steps - done) / steps_per_second if timer.steps else 0
-    left = datetime.timedelta(seconds=round(min(seconds, LONGEST_S))) if timer.steps else "unknown"
+    left = "unknown"
+    if timer.steps:
+        left = datetime.timedelta(seconds=round(min((num_steps - done) / steps_per_second, LONGEST_S)))
     logging.info(
         "step %d/%d  %s  %.2f steps/s, %.0f utterances/s, waiting for data %.0f %%, ETA %s",
         done,

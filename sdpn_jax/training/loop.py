@@ -230,10 +230,10 @@ def run_steps(
             profiler.after(done, packed)
             request = int(jax.device_get(asked))
             last = done == num_steps or request == hosts.STOP
-            pending = done, packed, done % config.log_every == 0 or last
+            row_ends = done % config.log_every == 0
+            pending = done, packed, row_ends or last
             # By the clock only where a row ends: one of a resumed run then averages the same steps.
             save_is_due = save_is_due or request == hosts.SAVE
-            row_ends = done % config.log_every == 0
             saves = done % config.checkpoint_every == 0 or last or (save_is_due and row_ends)
             evaluates = evaluate and (done % config.eval.every_steps == 0 or done == num_steps)
             if saves or evaluates:
