@@ -43,13 +43,26 @@ def follow(teacher: PyTree[Tensor], student: PyTree[Tensor], momentum: ArrayLike
 
 
 def norm(tree: PyTree[Tensor]) -> Float[Array, ""]:
-    """Computes the norm of all numbers together, vectors laid end to end: a GPU starts a kernel for every sum."""
-    tensors = jax.tree.leaves(tree)
-    vectors = [x for x in tensors if x.ndim < 2]
-    sums = [jnp.sum(jnp.square(x)) for x in tensors if x.ndim >= 2]
-    if vectors:
-        sums.append(jnp.sum(jnp.square(jnp.concatenate([x.ravel() for x in vectors]))))
-    return jnp.sqrt(sum(sums))
+    """Computes the norm of all numbers together."""
+    squares = jnp.concatenate([_squares(x) for x in jax.tree.leaves(tree)])
+    return jnp.sqrt(jax.lax.optimization_barrier(squares).sum())
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Float[Array, ""]]:
+    """Computes the norm of each tensor."""
+    squares = [_squares(x) for x in tensors]
+    longest = max(map(len, squares))
+    squares = jnp.stack([jnp.pad(of_rows, (0, longest - len(of_rows))) for of_rows in squares])
+    return list(jnp.sqrt(jax.lax.optimization_barrier(squares).sum(1)))
+
+
+def _squares(x: Tensor) -> Float[Array, " N"]:
+    """Squares a vector; of anything with rows the sums of squares of its rows.
+
+    What is left of all tensors is summed together, behind a barrier, as XLA would sum each on its own again: a GPU
+    starts a kernel or two for every sum to one number.
+    """
+    return jnp.square(x).sum(-1).ravel() if x.ndim >= 2 else jnp.square(x).ravel()
 
 
 def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
@@ -62,7 +75,8 @@ def clip(max_norm: float, scope: str) -> optax.GradientTransformation:
         return gradient * jnp.minimum(1.0, max_norm / (norm + 1e-6))
 
     def per_tensor(updates: PyTree[Tensor], params: PyTree | None) -> PyTree[Tensor]:
-        return jax.tree.map(lambda g: clipped(g, jnp.sqrt(jnp.sum(jnp.square(g)))), updates)
+        tensors, tree = jax.tree.flatten(updates)
+        return jax.tree.unflatten(tree, [clipped(g, of_g) for g, of_g in zip(tensors, norms(tensors), strict=True)])
 
     def together(updates: PyTree[Tensor], params: PyTree | None) -> PyTree[Tensor]:
         of_all = norm(updates)
