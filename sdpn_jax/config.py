@@ -87,6 +87,11 @@ FIELDS: dict[str, Field] = {
         at_least=-1, change=FREE,
     ),
     "batch_size": Field(384, "utterances over all devices", at_least=2),
+    "kernels": Field(
+        True,
+        "ECAPA in bfloat16 on NVIDIA GPUs trains with kernels written for them, which compute the same; False: by XLA",
+        change=FREE,
+    ),
     "microbatches": Field(
         1, "parts of the batch that pass in turn, to save memory; batch norm sees each alone", at_least=1
     ),

@@ -1,5 +1,6 @@
 """Reading the text of a compiled program: its operations, what they move through main memory, what devices send."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,8 @@ class Array:
 class Operation:
     """One operation of a program's entry: its kind, the bytes it moves through main memory, and what it multiplies.
 
-    flops: floating point operations of products and convolutions that are calls of a library, else 0.
+    flops: floating point operations of products and convolutions that are calls of a library, and those that a
+    hand-written kernel states, else 0.
     """
 
     kind: str
@@ -79,7 +81,8 @@ def operations(hlo: str, on_chip: str = ON_CHIP) -> Iterator[Operation]:
 
     Their bytes are those of operands and results, each once, but of those in the memory space `on_chip`, and what is
     copied between the two. Of an operand that a fusion only takes a part of, that counts. What happens inside a loop
-    counts once. Of a call of a library the first result counts: the others are its workspace.
+    counts once. Of a call of a library the first result counts: the others are its workspace. A hand-written kernel
+    counts for what it states (models/kernels.py), if it does.
     """
     places: dict[str, list[Array]] = {}
     start, computations = hlo.index("\nENTRY"), _computations(hlo)
@@ -93,6 +96,9 @@ def operations(hlo: str, on_chip: str = ON_CHIP) -> Iterator[Operation]:
             continue
         if kind.endswith("-done"):  # of a copy: one end of it is in main memory
             yield Operation(kind.removesuffix("-done"), sum(array.bytes for array in arrays))
+            continue
+        if moved_and_flops := _stated(rest):
+            yield Operation("hand-written kernel", *moved_and_flops)
             continue
         operands = [places.get(operand, []) for operand in _operands(rest)]
         called = re.search(r"calls=%?([\w.-]+)", rest) if kind == "fusion" else None
@@ -134,6 +140,15 @@ def _operands(rest: str) -> list[str]:
 def _library_of(kind: str, rest: str) -> str:
     target = re.search(r'custom_call_target="([^"]*)"', rest) if kind == "custom-call" else None
     return next((name for start, name in LIBRARIES.items() if target and target[1].startswith(start)), "")
+
+
+def _stated(rest: str) -> tuple[int, int] | None:
+    """What a kernel written in Pallas states that it moves, in bytes, and multiplies."""
+    found = re.search(r'serialized_metadata = "([^"]*)"', rest)
+    if not found:
+        return None
+    stated = json.loads(re.sub(r"\\([0-9A-F]{2})", lambda code: chr(int(code[1], 16)), found[1]))
+    return int(stated["bytes"]), int(stated["flops"])
 
 
 def _form(kind: str, rest: str) -> str:

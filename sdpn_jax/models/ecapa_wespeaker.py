@@ -7,9 +7,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import frames
-from sdpn_jax.models.ecapa import TDNN, ContextConv, SERes2Block, attended
+from sdpn_jax.models.ecapa import TDNN, SERes2Block
 from sdpn_jax.models.frames import Frames, Lengths
 from sdpn_jax.models.layers import BatchNorm, Conv, wide
+from sdpn_jax.models.pooling import ContextConv, attended
 
 DILATIONS = (2, 3, 4)  # of the blocks
 SCALE = 8  # groups of channels in each block

@@ -16,6 +16,7 @@ from sdpn_jax.models.products import convolution, product
 
 Activations: TypeAlias = Float[Array, "*n C"]
 OfChannels: TypeAlias = Float[Array, " C"]
+DECAY, EPSILON = 0.9, 1e-5  # of batch norm, PyTorch's defaults
 Pad: TypeAlias = Callable[[frames.Frames, int, frames.Lengths], frames.Frames]
 
 
@@ -146,8 +147,8 @@ class BatchNorm(nn.Module):
     begins as the identity (Goyal et al., arXiv 1706.02677, section 5.1).
     """
 
-    decay: float = 0.9
-    epsilon: float = 1e-5
+    decay: float = DECAY
+    epsilon: float = EPSILON
     affine: bool = True
     initial_scale: float | Sequence[float] = 1.0
 
@@ -168,15 +169,35 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
         shift = jax.lax.stop_gradient(running_mean.value)
         if not train:
-            return Normed(x, shift, scale * jax.lax.rsqrt(running_var.value + self.epsilon), bias)
+            return normed(x, shift, scale, bias, jnp.zeros(features), running_var.value, self.epsilon)
         off, var = moments(x, shift)
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
         if not self.is_initializing():
-            count = x.size // features
-            unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = shift + (1 - self.decay) * off
-            running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        return Normed(x, shift, gain, bias - off * gain)
+            running_mean.value, running_var.value = moved(
+                shift, running_var.value, off, var, x.size // features, self.decay
+            )
+        return normed(x, shift, scale, bias, off, var, self.epsilon)
+
+
+def normed(
+    x: Activations,
+    shift: OfChannels,
+    scale: OfChannels,
+    bias: OfChannels,
+    off: OfChannels,
+    var: OfChannels,
+    epsilon: float = EPSILON,
+) -> Normed:
+    """Norms x by its mean, which is `off` from shift, and its variance."""
+    gain = scale * jax.lax.rsqrt(var + epsilon)
+    return Normed(x, shift, gain, bias - off * gain)
+
+
+def moved(
+    mean: OfChannels, var: OfChannels, off: OfChannels, batch_var: OfChannels, count: int, decay: float = DECAY
+) -> tuple[OfChannels, OfChannels]:
+    """Moves running mean and variance towards those of `count` values: `off` from the mean, and the biased variance."""
+    unbiased = batch_var * (count / max(count - 1, 1))
+    return mean + (1 - decay) * off, decay * var + (1 - decay) * unbiased
 
 
 def moments(x: Activations, shift: OfChannels) -> tuple[OfChannels, OfChannels]:

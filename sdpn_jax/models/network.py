@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sdpn_jax.models.campplus import CAMPlus
@@ -23,6 +24,7 @@ Encoder: TypeAlias = ECAPA | ResNet | CAMPlus | WeSpeakerECAPA | ERes2NetV2
 
 MEL_BINS = 80
 FRONT_END, ENCODER = "sdpn", "ecapa"
+NOT_SIZES = "parent", "name", "mesh"  # among the fields of modules
 ADAPTATION = "adaptation"  # variables beside "params" and "batch_stats": mean [D] and transform [D, D]
 # Published encoders: the module, and the sizes that tell them from others of it.
 ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
@@ -57,6 +59,10 @@ class Network(nn.Module):
     def embedding_size(self) -> int:
         """D."""
         return self.encoder.embedding_size
+
+    def on(self, mesh: Mesh) -> Self:
+        """Returns the network as it is trained on these devices; see ECAPA.on."""
+        return self.clone(encoder=self.encoder.on(mesh)) if isinstance(self.encoder, ECAPA) else self
 
     def __call__(
         self, log_mel: Float[Array, "B T F"], train: bool
@@ -112,7 +118,7 @@ def _own(module: type[nn.Module], sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(module: type[nn.Module]) -> list[str]:
-    return [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+    return [field.name for field in dataclasses.fields(module) if field.name not in NOT_SIZES]
 
 
 def initial_variables(network: Network, seed: int) -> dict:

@@ -68,6 +68,7 @@ def program_of(
     jax.ShapeDtypeStructs of these; labels: what is known of the utterances; make_clean: as make_views, of the clean
     global view alone. Raises UserError for a pattern in `freeze` that names no parameter.
     """
+    network = network.on(mesh) if config.kernels else network
     num_steps, warmup_steps = run_length(config, steps_per_epoch)
     peak = config.learning_rate * config.batch_size / 256
     learning_rate = optim.warmup_cosine(peak, config.final_learning_rate, warmup_steps, num_steps)

@@ -1,6 +1,7 @@
 """What a compiled program says of itself, read from hand-made text, and, where libtpu is there, from a real one."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import jax
@@ -10,6 +11,10 @@ from sdpn_jax import config as configs
 from sdpn_jax.compiled import gpu, launch_check, program_text
 from sdpn_jax.errors import UserError
 
+absent_gpus = pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda12_plugin") or os.environ.get("JAX_PLATFORMS") != "cpu",
+    reason="needs the extra cuda12-aot, and JAX_PLATFORMS=cpu",
+)
 HLO = """
   %a = f32[128,4]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}
   %b = (f32[10]{0}, bf16[6]{0}) all-reduce-start(%x, %y), channel_id=2
@@ -95,6 +100,19 @@ def test_a_gpu_program_is_read_by_hand():
     assert [operation.kind for operation in gpu.kernels(found)] == ["product", "fusion (input)"] + 2 * ["fusion (loop)"]
 
 
+def test_a_hand_written_kernel_counts_for_what_it_states():
+    """It is given 4,000 bytes and returns as many, of which it reads and writes 1,000 each."""
+    program = r"""
+ENTRY %main {
+  %x = bf16[100,20]{1,0} parameter(0)
+  ROOT %y = bf16[100,20]{1,0} custom-call(%x), custom_call_target="__gpu$xla.gpu.triton", backend_config={name = "k", serialized_metadata = "{\22bytes\22: \222000\22, \22flops\22: \2264000\22}"}
+}
+"""  # noqa: E501
+    assert list(program_text.operations(program, on_chip="")) == [
+        program_text.Operation("hand-written kernel", 2000, 64_000)
+    ]
+
+
 def saved(name):
     """A program that XLA compiled, see programs/save.py: one of four devices has a quarter of the batch."""
     return (Path(__file__).parent / "programs" / f"{name}.txt").read_text()
@@ -156,7 +174,7 @@ def test_gpus_without_a_number_are_refused(topology):
         launch_check.devices_of(topology)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs the extra cuda12-aot")
+@absent_gpus
 def test_traffic_of_a_program_compiled_for_an_absent_gpu():
     """A product of 512 x 1024 by 1024 x 256 in float32 and the sum of its rows: known arrays, each moved once."""
     (device,) = launch_check.devices_of("h100:1")
@@ -168,6 +186,21 @@ def test_traffic_of_a_program_compiled_for_an_absent_gpu():
     assert product.flops == 2 * 512 * 1024 * 256
     assert product.bytes == 4 * (512 * 1024 + 1024 * 256 + 512 * 256)
     assert sum(operation.bytes for operation in others) == pytest.approx(4 * (512 * 256 + 512), rel=0.05)
+
+
+@pytest.mark.slow
+@absent_gpus
+def test_a_step_with_kernels_of_its_own_compiled_for_absent_gpus():
+    """On four, with what the blocks keep computed again, and large arrays split."""
+    config = configs.load("vox2")
+    config.batch_size, config.model.remat, config.mesh.fsdp = 8, True, 2
+    config.model.channels = (512, 512, 512, 512, 1536)
+    config.views.global_frames = config.views.local_frames = 40
+    devices = launch_check.devices_of("h100:4")
+    compiled, program = launch_check.compile_step(config, devices, 160, options=gpu.COMPILER_OPTIONS)
+    said, figures = launch_check.report_of_gpu(compiled, program, gpu.GPUS["h100"], len(devices), 1, config.batch_size)
+    assert figures["main memory of hand-written kernel, MB"] > 0
+    assert "of 80 GB: fits" in said
 
 
 def test_two_programs_are_compared(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import scipy.special
 
 from sdpn_jax.models import frames, products
-from sdpn_jax.models.ecapa import attended
 from sdpn_jax.models.layers import BatchNorm, Conv, Normed, moments, with_norm
+from sdpn_jax.models.pooling import attended
 
 RNG = np.random.default_rng(0)
 
