@@ -11,6 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 from optax import contrib
 
+from sdpn_jax.models.products import on_nvidia
+
 Tensor = Float[Array, "..."]
 
 TRUST = 0.001  # of LARS: the norm of an update at a learning rate of 1, over that of the weights
@@ -44,23 +46,36 @@ def follow(teacher: PyTree[Tensor], student: PyTree[Tensor], momentum: ArrayLike
 
 def norm(tree: PyTree[Tensor]) -> Float[Array, ""]:
     """Computes the norm of all numbers together."""
-    squares = jnp.concatenate([_squares(x) for x in jax.tree.leaves(tree)])
-    return jnp.sqrt(jax.lax.optimization_barrier(squares).sum())
+
+    def together(*tensors: Tensor) -> Array:
+        return jax.lax.optimization_barrier(jnp.concatenate([_rows(x) for x in tensors])).sum()
+
+    def each(*tensors: Tensor) -> Array:
+        return jnp.stack([jnp.sum(jnp.square(x)) for x in tensors]).sum()
+
+    return jnp.sqrt(on_nvidia(together, each)(*jax.tree.leaves(tree)))
 
 
-def norms(tensors: Sequence[Tensor]) -> list[Float[Array, ""]]:
+def norms(tensors: Sequence[Tensor]) -> Float[Array, " N"]:
     """Computes the norm of each tensor."""
-    squares = [_squares(x) for x in tensors]
-    longest = max(map(len, squares))
-    squares = jnp.stack([jnp.pad(of_rows, (0, longest - len(of_rows))) for of_rows in squares])
-    return list(jnp.sqrt(jax.lax.optimization_barrier(squares).sum(1)))
+
+    def together(*tensors: Tensor) -> Array:
+        rows = [_rows(x) for x in tensors]
+        longest = max(map(len, rows))
+        padded = jnp.stack([jnp.pad(of_tensor, (0, longest - len(of_tensor))) for of_tensor in rows])
+        return jax.lax.optimization_barrier(padded).sum(1)
+
+    def each(*tensors: Tensor) -> Array:
+        return jnp.stack([jnp.sum(jnp.square(x)) for x in tensors])
+
+    return jnp.sqrt(on_nvidia(together, each)(*tensors))
 
 
-def _squares(x: Tensor) -> Float[Array, " N"]:
-    """Squares a vector; of anything with rows the sums of squares of its rows.
+def _rows(x: Tensor) -> Float[Array, " N"]:
+    """Sums the squares of rows, or squares a vector.
 
-    What is left of all tensors is summed together, behind a barrier, as XLA would sum each on its own again: a GPU
-    starts a kernel or two for every sum to one number.
+    A GPU starts a kernel or two for every sum to one number: there, what is left of all tensors is summed together,
+    behind a barrier, as XLA would sum each on its own again.
     """
     return jnp.square(x).sum(-1).ravel() if x.ndim >= 2 else jnp.square(x).ravel()
 

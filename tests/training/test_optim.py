@@ -184,3 +184,14 @@ def test_no_gradient_reaches_what_is_frozen():
 
     gradients = jax.grad(loss)(params)
     assert [float(x) for x in jax.tree.leaves(gradients)] == [0.0, 10.0, 6.0]
+
+
+@pytest.mark.parametrize("on_nvidia", [False, True])
+def test_norms_of_tensors_alone_and_together(monkeypatch, on_nvidia):
+    """Both ways of adding up, a GPU's and any other's, against NumPy in float64."""
+    monkeypatch.setattr(optim, "on_nvidia", lambda there, elsewhere: there if on_nvidia else elsewhere)
+    random = np.random.default_rng(0)
+    tensors = [random.normal(size=shape).astype(np.float32) for shape in ((), (7,), (3, 5), (2, 3, 4))]
+    exact = [np.sqrt(np.square(tensor, dtype=np.float64).sum()) for tensor in tensors]
+    np.testing.assert_allclose(optim.norms([jnp.asarray(tensor) for tensor in tensors]), exact, rtol=1e-6)
+    np.testing.assert_allclose(optim.norm({"a": tensors[:2], "b": tensors[2:]}), np.linalg.norm(exact), rtol=1e-6)
