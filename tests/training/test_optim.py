@@ -1,6 +1,7 @@
 """Schedules against hand-worked values, the optimizer against PyTorch's rule written out in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
