@@ -1,6 +1,6 @@
 """ECAPA-TDNN (Desplanques et al., arXiv 2005.07143), the encoder of SDPN: features in, embedding out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -53,8 +53,7 @@ class Res2Net(nn.Module):
         if self.mesh is not None and train and not self.is_initializing():
             from sdpn_jax.models import ecapa_nvidia  # Pallas takes a while to import, and few need it
 
-            x, now = ecapa_nvidia.res2net(x, *_variables(self), self.mesh, self.dilation)
-            return _kept(self, x, now)
+            return applied(self, ecapa_nvidia.res2net, x, self.mesh, self.dilation)
         groups = x.split(self.scale)
         passed = groups.pop(-1 if self.passes_last else 0)
         outputs = []
@@ -97,8 +96,7 @@ class SERes2Block(nn.Module):
         residual = x.exact() if isinstance(x, Normed) else x
         if residual.shape[-1] != self.features:
             residual = Conv(self.features, dtype=self.dtype, name="shortcut")(x)
-        # Behind the barrier the gradient of tdnn1 is not added to the residual's, which is computed where it is used.
-        heard = x.replace(raw=jax.lax.optimization_barrier(x.raw)) if isinstance(x, Normed) else x
+        heard = x.apart() if isinstance(x, Normed) else x
         x = TDNN(self.features, dtype=self.dtype, name="tdnn1")(heard, train)
         x = Res2Net(
             self.kernel_size,
@@ -115,12 +113,9 @@ class SERes2Block(nn.Module):
         return (residual + scaled.exact()).astype(self.dtype)
 
 
-def _variables(module: nn.Module) -> tuple[Any, Any]:
-    return module.variables["params"], module.variables["batch_stats"]
-
-
-def _kept(module: nn.Module, x: Any, batch_stats: dict) -> Any:
-    """Keeps new running statistics, and passes x on."""
+def applied(module: nn.Module, layer: Callable[..., tuple[Any, dict]], x: Any, *settings: Any) -> Any:
+    """Passes x through a function of a module's variables, and keeps the running statistics that it returns too."""
+    x, batch_stats = layer(x, module.variables["params"], module.variables["batch_stats"], *settings)
     for name, values in batch_stats.items():
         module.put_variable("batch_stats", name, values)
     return x
@@ -182,8 +177,7 @@ class ECAPA(nn.Module):
         if self.mesh is not None and train and not self.is_initializing():
             from sdpn_jax.models import ecapa_nvidia  # Pallas takes a while to import, and few need it
 
-            x, now = ecapa_nvidia.pooled(x, *_variables(self), self.mesh)
-            x = _kept(self, x, now)
+            x = applied(self, ecapa_nvidia.pooled, x, self.mesh)
         else:
             x = TDNN(self.channels[-1], KERNEL_SIZES[-1], DILATIONS[-1], self.dtype, name="mfa")(x, train, lengths)
             x = AttentiveStatisticsPooling(self.attention, self.dtype, name="pooling")(x, train, lengths)

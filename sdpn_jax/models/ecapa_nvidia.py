@@ -5,7 +5,7 @@ no gradient in JAX, so the backward passes are written out here; JAX differentia
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from sdpn_jax.models import layers, pooling_kernels, res2net_kernels
-from sdpn_jax.models.frames import Frames
-from sdpn_jax.models.layers import Normed, moments, normed, rectify, wide
+from sdpn_jax.models.frames import Frames, variance_of
+from sdpn_jax.models.layers import Normed, OfChannels, moments, normed, rectify, wide
 from sdpn_jax.models.pooling import statistics, with_context
 from sdpn_jax.models.products import product
 
-
-class Moments(NamedTuple):
-    """Of a batch norm: how far the mean is from the running one, and the biased variance."""
-
-    off: Array
-    var: Array
+Moments: TypeAlias = tuple[OfChannels, OfChannels]  # of a batch: the mean less the running one, the biased variance
 
 
 def pooled(x: Frames, params: dict, batch_stats: dict, mesh: Mesh) -> tuple[Float[Array, "B 2*C"], dict]:
@@ -69,9 +64,9 @@ def _forward(mesh: Mesh, before: Frames, weights: dict, shifts: dict) -> tuple[A
     def read(sums: tuple[Array, Array], weights: dict) -> tuple[tuple, tuple]:
         """What the attention's first product multiplies with and what it adds; the norm's gain and bias."""
         mean, square = sums
-        found = Moments(off := mean.mean(0), jnp.maximum(square.mean(0) - jnp.square(off), 0))
+        off, variance = mean.mean(0), variance_of(mean, square)
+        found = off, variance_of(off, square.mean(0))
         norm = normed(x, shift, weights["norm"]["scale"], weights["norm"]["bias"], *found)
-        variance = jnp.maximum(square - jnp.square(mean), 0)
         conv = weights["pooling"]["tdnn_conv"]
         context = statistics(norm, mean[:, None], variance[:, None])
         of_frames, constant = with_context(norm, context, conv["kernel"][0], conv["bias"], x.dtype)
@@ -80,7 +75,7 @@ def _forward(mesh: Mesh, before: Frames, weights: dict, shifts: dict) -> tuple[A
     def hide(read: Frames, constant: Float[Array, "B 1 H"], weights: dict) -> tuple[Frames, Moments]:
         """The hidden activations of the attention."""
         raw = rectify(read + constant)
-        found = Moments(*moments(raw, shifts["pooling"]))
+        found = moments(raw, shifts["pooling"])
         norm = weights["pooling"]["tdnn_norm"]
         return jnp.tanh(normed(raw, shifts["pooling"], norm["scale"], norm["bias"], *found).value()), found
 
@@ -163,7 +158,7 @@ def _convolved(
 
     def normed_by(means: tuple[Array, Array], norm: dict, shift: Array) -> tuple[tuple[Array, Array], Moments]:
         mean, square = means
-        found = Moments(mean, jnp.maximum(square - jnp.square(mean), 0))
+        found = mean, variance_of(mean, square)
         x = normed(jnp.zeros(0), shift, norm["scale"], norm["bias"], *found)
         return (x.gain, x.bias), found
 

@@ -50,7 +50,12 @@ def mean_and_variance(
 def moments(x: Frames, lengths: Lengths = None) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
     """Computes mean and biased variance over time in one pass, which wants frames whose mean is near 0."""
     centre = mean(x, lengths)
-    return centre, jnp.maximum(mean(jnp.square(x), lengths) - jnp.square(centre), 0)
+    return centre, variance_of(centre, mean(jnp.square(x), lengths))
+
+
+def variance_of(mean: Array, square: Array) -> Array:
+    """Computes the biased variance of what has this mean, and this mean of squares; rounding makes none negative."""
+    return jnp.maximum(square - jnp.square(mean), 0)
 
 
 def mean_and_deviation(x: Frames, lengths: Lengths, floor: float) -> Float[Array, "B 2*C"]:

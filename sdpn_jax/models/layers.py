@@ -60,6 +60,13 @@ class Normed(flax.struct.PyTreeNode):
         """Applies the norm, in float32 or wider."""
         return self.norm(self.raw.astype(wide(self.raw.dtype)) - self.shift)
 
+    def apart(self) -> Self:
+        """Puts a barrier before a reader, whose gradient is then not added to that of the others.
+
+        Theirs is computed where it is used, rather than written to be added.
+        """
+        return self.replace(raw=jax.lax.optimization_barrier(self.raw))
+
     def value(self) -> Activations:
         """Applies the norm, in x's type."""
         return self.exact().astype(self.raw.dtype)
@@ -209,4 +216,4 @@ def moments(x: Activations, shift: OfChannels) -> tuple[OfChannels, OfChannels]:
     centred, axes = x.astype(wide(x.dtype)) - shift, tuple(range(1, x.ndim - 1))
     # First over each sequence: there the means are wanted by other layers too.
     mean, square = centred.mean(axes).mean(0), jnp.square(centred).mean(axes).mean(0)
-    return mean, jnp.maximum(square - jnp.square(mean), 0)
+    return mean, frames.variance_of(mean, square)

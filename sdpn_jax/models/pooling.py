@@ -64,7 +64,7 @@ def _attended(x, logits, shift):
         tuple(sums.sum(1, keepdims=True) for sums in (weights, weights * centred, weights * jnp.square(centred)))
     )
     mean = mean / total
-    variance = jnp.maximum(square / total - jnp.square(mean), 0)
+    variance = frames.variance_of(mean, square / total)
     return (mean, variance), (x, logits, shift, top, total, mean, variance)
 
 
@@ -92,12 +92,9 @@ class AttentiveStatisticsPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Normed, train: bool, lengths: Lengths = None) -> Float[Array, "B 2*C"]:
-        # Behind the barrier the gradient of the attention's product is not added to that of the pooling, which is then
-        # computed where it is used rather than written.
-        heard = x.replace(raw=jax.lax.optimization_barrier(x.raw))
         mean, variance = frames.moments(x.raw.astype(wide(x.raw.dtype)) - x.shift, lengths)
         context = statistics(x, mean, variance)
-        hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(heard, context)
+        hidden = ContextConv(self.attention, self.dtype, name="tdnn_conv")(x.apart(), context)
         hidden = BatchNorm(name="tdnn_norm")(rectify(hidden), train)
         # A number added to all logits changes nothing: their bias has no gradient.
         logits = Conv(x.raw.shape[-1], dtype=self.dtype, bias_gradient=False, name="conv")(nn.tanh(hidden))

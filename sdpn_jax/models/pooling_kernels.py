@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from sdpn_jax.models.frames import variance_of
 from sdpn_jax.models.kernels import dot, nbytes, rows, stated
 from sdpn_jax.models.layers import wide
 
@@ -58,7 +59,7 @@ def attended(
         )
         mean /= total
         mean_ref[...] = mean
-        variance_ref[...] = jnp.maximum(square / total - mean * mean, 0)
+        variance_ref[...] = variance_of(mean, square / total)
         log_total_ref[...] = top + jnp.log(total)
 
     results = [jax.ShapeDtypeStruct((batch, channels), exact)] * 3

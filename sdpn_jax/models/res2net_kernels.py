@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from sdpn_jax.models.kernels import dot, nbytes, stated
+from sdpn_jax.models.kernels import dot, nbytes, rows, stated
 from sdpn_jax.models.layers import wide
 
 TAPS, FRAMES, CHANNELS = 3, 64, 32  # of the kernel; that are computed, and that are convolved, at a time
@@ -69,21 +69,21 @@ def convolved(
 
         def add(block, sums):
             time = block * FRAMES + jnp.arange(FRAMES)
-            there, rows = (time < num_frames)[:, None], pl.ds(block * FRAMES, FRAMES)
+            there, here = (time < num_frames)[:, None], pl.ds(block * FRAMES, FRAMES)
 
             def add_part(i, out):
                 k, start = jax.lax.div(i, parts), jax.lax.rem(i, parts) * depth
                 both = sum_at(_mirrored(time + (k - 1) * dilation, num_frames), start)
                 for ref in kept_ref:
-                    triton.store(ref.at[rows, pl.ds(start, depth)], both, mask=there & (k == 1))
+                    triton.store(ref.at[here, pl.ds(start, depth)], both, mask=there & (k == 1))
                 return out + dot(both, kernel_ref[k, pl.ds(start, depth), :])
 
             out = jax.lax.fori_loop(0, TAPS * parts, add_part, jnp.zeros((FRAMES, width), exact))
             out = jnp.maximum(out + bias_ref[...], 0).astype(x.dtype)
-            triton.store(out_ref.at[rows, own], out, mask=there)
+            triton.store(out_ref.at[here, own], out, mask=there)
             if first:
-                passed = triton.load(x_ref.at[rows, pl.ds(0, width)], mask=there, other=0)
-                triton.store(out_ref.at[rows, pl.ds(0, width)], passed, mask=there)
+                passed, _ = rows(x_ref, block * FRAMES, FRAMES, pl.ds(0, width))
+                triton.store(out_ref.at[here, pl.ds(0, width)], passed, mask=there)
             centred = jnp.where(there, out.astype(exact) - shift_ref[...], 0)
             return sums[0] + centred.sum(0), sums[1] + (centred * centred).sum(0)
 
@@ -138,7 +138,6 @@ def of_sum(
 
         def add(block, sums):
             time = block * FRAMES + jnp.arange(FRAMES)
-            there, rows = (time < num_frames)[:, None], pl.ds(block * FRAMES, FRAMES)
             # The first and the last tap also saw frames 1 to dilation, mirrored in front, and the like behind the end.
             early = (time >= 1) & (time <= dilation)
             late = (time < last) & (time >= last - dilation)
@@ -148,10 +147,12 @@ def of_sum(
                 at(time - dilation, time < num_frames) + at(2 * last - time - dilation, late),
             )
             of_sum: Any = sum(dot(tap, kernel_ref[k, :, :].T) for k, tap in enumerate(taps))
-            triton.store(out_ref.at[rows, :], of_sum.astype(out_ref.dtype), mask=there)
+            x, there = rows(x_ref, block * FRAMES, FRAMES)
+            before, _ = rows(before_ref, block * FRAMES, FRAMES)
+            triton.store(out_ref.at[pl.ds(block * FRAMES, FRAMES), :], of_sum.astype(out_ref.dtype), mask=there)
             of_sum: Any = jnp.where(there, of_sum, 0)
-            x, before = (triton.load(ref.at[rows, :], mask=there, other=0).astype(exact) for ref in (x_ref, before_ref))
-            return sums[0] + of_sum.sum(0), sums[1] + (of_sum * x).sum(0), sums[2] + (of_sum * before).sum(0)
+            of_gain, of_gain_before = of_sum * x.astype(exact), of_sum * before.astype(exact)
+            return sums[0] + of_sum.sum(0), sums[1] + of_gain.sum(0), sums[2] + of_gain_before.sum(0)
 
         zero = jnp.zeros(width, exact)
         sums = jax.lax.fori_loop(0, pl.cdiv(num_frames, FRAMES), add, (zero, zero, zero))
@@ -189,8 +190,7 @@ def of_kernel(
             b, block = jax.lax.div(i, blocks), jax.lax.rem(i, blocks)
             time = block * FRAMES + jnp.arange(FRAMES)
             tap = both_ref[b, _mirrored(time + off, num_frames), :]
-            there = (time < num_frames)[:, None]
-            of_out = triton.load(gradient_ref.at[b, pl.ds(block * FRAMES, FRAMES), :], mask=there, other=0)
+            of_out, _ = rows(gradient_ref, block * FRAMES, FRAMES, of=(b,))
             return sums + dot(tap.T, of_out)
 
         out_ref[...] = jax.lax.fori_loop(0, share * blocks, add, jnp.zeros((width, width), exact))

@@ -50,10 +50,7 @@ def norm(tree: PyTree[Tensor]) -> Float[Array, ""]:
     def together(*tensors: Tensor) -> Array:
         return jax.lax.optimization_barrier(jnp.concatenate([_rows(x) for x in tensors])).sum()
 
-    def each(*tensors: Tensor) -> Array:
-        return jnp.stack([jnp.sum(jnp.square(x)) for x in tensors]).sum()
-
-    return jnp.sqrt(on_nvidia(together, each)(*jax.tree.leaves(tree)))
+    return jnp.sqrt(on_nvidia(together, lambda *tensors: _each(*tensors).sum())(*jax.tree.leaves(tree)))
 
 
 def norms(tensors: Sequence[Tensor]) -> Float[Array, " N"]:
@@ -65,10 +62,12 @@ def norms(tensors: Sequence[Tensor]) -> Float[Array, " N"]:
         padded = jnp.stack([jnp.pad(of_tensor, (0, longest - len(of_tensor))) for of_tensor in rows])
         return jax.lax.optimization_barrier(padded).sum(1)
 
-    def each(*tensors: Tensor) -> Array:
-        return jnp.stack([jnp.sum(jnp.square(x)) for x in tensors])
+    return jnp.sqrt(on_nvidia(together, _each)(*tensors))
 
-    return jnp.sqrt(on_nvidia(together, each)(*tensors))
+
+def _each(*tensors: Tensor) -> Float[Array, " N"]:
+    """Sums the squares of each tensor."""
+    return jnp.stack([jnp.sum(jnp.square(x)) for x in tensors])
 
 
 def _rows(x: Tensor) -> Float[Array, " N"]:

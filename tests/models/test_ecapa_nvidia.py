@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from sdpn_jax.models import ecapa_nvidia
-from sdpn_jax.models.ecapa import ECAPA, TDNN, Res2Net
+from sdpn_jax.models.ecapa import ECAPA, TDNN, Res2Net, applied
 from sdpn_jax.models.layers import BatchNorm
 from sdpn_jax.models.network import Network, network_of, sizes_of
 from sdpn_jax.models.pooling import AttentiveStatisticsPooling
@@ -42,10 +42,7 @@ class Tail(nn.Module):
     @nn.compact
     def __call__(self, x):
         if self.mesh is not None and not self.is_initializing():
-            statistics, now = ecapa_nvidia.pooled(x, *map(self.variables.get, ("params", "batch_stats")), self.mesh)
-            for name, values in now.items():
-                self.put_variable("batch_stats", name, values)
-            return statistics
+            return applied(self, ecapa_nvidia.pooled, x, self.mesh)
         x = TDNN(128, dtype=self.dtype, name="mfa")(x, True)
         return AttentiveStatisticsPooling(64, self.dtype, name="pooling")(x, True)
 
