@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from sdpn_jax.models.network import MEL_BINS, initial_variables, network_of
-from sdpn_jax.training import optim, sharding
+from sdpn_jax.training import memory, optim, sharding
 from sdpn_jax.training.program import program_of, view_shapes
 
 ONCE = "se", "embedding", "head"  # modules that work on one vector of an utterance, not on frames
@@ -174,6 +174,7 @@ def benchmark(config: ConfigDict, precision: str, peak: float, bandwidth: float)
 
 
 def main(_) -> None:
+    memory.keep_freed()  # as a run does; PyTorch runs as it comes
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the counterpart needs memory too
     on_cpu = jax.default_backend() == "cpu"
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}; {measure.machine()}")

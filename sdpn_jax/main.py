@@ -2,8 +2,7 @@
 
 import sys
 
-from sdpn_jax.cli.program import leave, main, use_huge_pages
+from sdpn_jax.cli.program import leave, main
 
 if __name__ == "__main__":
-    use_huge_pages()
     leave(main(["train", *sys.argv[1:]]))

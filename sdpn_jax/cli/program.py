@@ -29,8 +29,6 @@ from sdpn_jax.cli.train import train
 from sdpn_jax.cli.verify import verify
 from sdpn_jax.errors import INTERRUPTED, USER_ERROR
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
 app = typer.Typer(name="sdpn", help="Self-supervised speaker verification in JAX.", no_args_is_help=True)
 TRAINING, MODELS, EVALUATION = "Training", "Models", "Evaluation"
 app.command(rich_help_panel=TRAINING)(prepare)
@@ -73,8 +71,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """The installed program `sdpn`."""
-    if sys.argv[1:2] in (["train"], ["stages"], ["demo"]):
-        use_huge_pages()
     leave(main(sys.argv[1:]))
 
 
@@ -89,13 +85,3 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def use_huge_pages() -> None:
-    """Starts this process again with huge pages for large arrays, which glibc decides only at its start.
-
-    On CPUs a step spends much of its time on page faults without them: docs/performance.md has the figures.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

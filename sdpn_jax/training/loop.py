@@ -19,7 +19,7 @@ from sdpn_jax.data import device, pipeline
 from sdpn_jax.data.shards import Shards, open_shards
 from sdpn_jax.errors import UserError
 from sdpn_jax.models.network import Network, network_of
-from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, sharding
+from sdpn_jax.training import beginning, checkpoint, curves, history, hosts, lock, memory, sharding
 from sdpn_jax.training.evaluation import Evaluator
 from sdpn_jax.training.health import CollapseWatch, stop_if_not_finite
 from sdpn_jax.training.labels import NONE, Labels, labels_of, no_labels
@@ -68,6 +68,7 @@ def train_and_evaluate(
     UserError for a config that cannot work, before anything is written, for a workdir in use, and for numbers that are
     not finite; hosts.Stopped when SIGTERM or Ctrl-C came, after a checkpoint.
     """
+    memory.keep_freed()
     workdir = storage.place(workdir)
     configs.check(config)
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
