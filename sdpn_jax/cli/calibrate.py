@@ -55,7 +55,7 @@ def calibrate(
     if output is None and (model == PRETRAINED or not model_folder.is_model(folder)):
         raise UserError(f"{model} is no model folder of yours: give the new one as --output")
     found = domain.read_parts(model, input, 1 if labels else 2, reading_of(channel, max_seconds))
-    speakers = speakers_of(found.ids, labels) if labels else found.ids
+    speakers, left_out = speakers_of(found.ids, labels) if labels else (found.ids, {})
     kept = [row for row, speaker in enumerate(speakers) if speaker is not None]
     groups = pairs.groups_of([str(speakers[row]) for row in kept for _ in range(found.embeddings.shape[1])])
     chosen = pairs.some(groups)
@@ -78,12 +78,16 @@ def calibrate(
         print(json_format.dumps({"threshold": threshold, "before": found.threshold, "scale": calibration.scale,
                                  "offset": calibration.offset, "prior": prior, "costs": costs,
                                  "speakers": int(groups.max() + 1), "labels": bool(labels),
-                                 "recordings": len(kept), "skipped": found.skipped, "model": str(folder)}))  # fmt: skip
+                                 "recordings": len(kept), "skipped": found.skipped, "left_out": left_out,
+                                 "model": str(folder)}))  # fmt: skip
         return 0
     for path, reason in found.skipped:
         print(one_line(f"skipped: {path}: {reason}"))
-    if len(kept) < len(found.ids):
-        print(f"left out: {len(found.ids) - len(kept)} recordings without a speaker in {labels}")
+    for name, why in left_out.items():
+        if why:
+            print(one_line(f"left out: {name}: {why}"))
+    if unnamed := sum(not why for why in left_out.values()):
+        print(f"left out: {unnamed} recordings without a speaker in {labels}")
     print(facts["calibrated on"])
     print(f"threshold {threshold:.4f}" + ("" if found.threshold is None else f" (before {found.threshold:.4f})"))
     for score in np.linspace(threshold - 0.2, threshold + 0.2, 5):
@@ -101,13 +105,18 @@ def calibrate(
     return 0
 
 
-def speakers_of(ids: list[str], labels: str) -> list[str | None]:
-    """Finds the speaker of each recording, None for those that a list does not name; UserError if it names none."""
+def speakers_of(ids: list[str], labels: str) -> tuple[list[str | None], dict[str, str]]:
+    """Finds the speaker of each recording, None where a list does not say; UserError if it says none.
+
+    Also returns {recording: why} of those without, which is "" where the list does not name it.
+    """
     from sdpn_jax.data import labels as lists
-    from sdpn_jax.eval.matching import known_of
+    from sdpn_jax.eval.matching import known_of, why_unclear
 
     known = lists.of_folders(ids) if labels == "folders" else lists.read_labels(labels)
-    speakers, _ = known_of(ids, known)
+    speakers, faults = known_of(ids, known)
+    names = list(known)
+    left_out = {name: why_unclear(name, names, faults) if rows else "" for name, rows in faults.items()}
     if not any(speakers):
         raise UserError(f"{labels} names none of the {len(ids)} recordings, of which the first is {ids[0]}")
-    return speakers
+    return speakers, left_out

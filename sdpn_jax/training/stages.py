@@ -21,9 +21,11 @@ from sdpn_jax.config import Config
 from sdpn_jax.data.shards import open_shards
 from sdpn_jax.errors import UserError
 from sdpn_jax.eval import cluster
+from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import corpus
 from sdpn_jax.training import loop, sharding
 from sdpn_jax.training.logs import METRICS, read_rows
+from sdpn_jax.training.program import check_patterns
 from sdpn_jax.weights import run
 
 # What all stages share with the first: the data, the encoder, and by what they are compared.
@@ -95,6 +97,8 @@ def check(config: Config, stages: Stages) -> None:
             raise UserError(f"stages.{name}={config.stages[name]} is more than the {shards.utterances} utterances")
     if config.true_labels:
         cluster.read_speakers(config.true_labels, shards.ids)
+    network = network_of(config.model)  # of all stages
+    shapes = jax.eval_shape(lambda: initial_variables(network, 0))["params"]
     for name in ("classify", "large_margin"):
         if not config.stages[name]:
             continue
@@ -102,6 +106,7 @@ def check(config: Config, stages: Stages) -> None:
         if settings.task != "classify":
             raise UserError(f"stages.{name}={config.stages[name]} has task={settings.task!r}: it must be classify")
         configs.check(settings)
+        check_patterns(settings.freeze, {"network": shapes, "prototypes": 0, "classes": 0})
         configs.check_data(settings, shards.utterances, shards.store)
         sharding.check_batch_size(settings.batch_size, settings.microbatches, mesh)
 

@@ -129,6 +129,19 @@ def test_a_model_folder_is_calibrated_in_its_place(workplace, tmp_path):
         assert [*config["about"]] == [*before, "calibrated on"]
 
 
+def test_recordings_whose_speaker_is_unclear_are_listed(workplace, tmp_path):
+    named = [f"s{speaker}/{number}.wav" for speaker in range(10) for number in range(3)]
+    named.remove("s9/2.wav")
+    lines = [f"{name} {name[:2]}" for name in named] + ["a/s9/2.wav s9", "b/s9/2.wav s8"]
+    (tmp_path / "labels").write_text("\n".join(lines) + "\n")
+    arguments = "calibrate", f"--input={workplace / 'audio'}", f"--labels={tmp_path / 'labels'}", "-o", tmp_path / "new"
+    told = ran(*arguments).stdout
+    assert "left out: s9/2.wav: 's9/2.wav' fits 'a/s9/2.wav' and 'b/s9/2.wav'" in told
+    assert "left out: 1 recordings without a speaker" in told  # s0/short.wav
+    left_out = json.loads(ran(*arguments, "--json").stdout)["left_out"]
+    assert [*left_out] == ["s9/2.wav", "s0/short.wav"]
+
+
 def test_what_cannot_be_calibrated(workplace, tmp_path):
     audio = f"--input={workplace / 'audio'}"
     assert "--output" in refused("calibrate", audio)

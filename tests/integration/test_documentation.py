@@ -38,7 +38,8 @@ MORE = {
     "train": SHORT,
     "python -m sdpn_jax.main": SHORT,
     "stages": f"--config.data_dir=data/mine {SHORT} --config.stages.clusters=4 --config.stages.method=kmeans "
-    "--config.held_out_frames=40 --config.stages.rounds=1 --config.stages.large_margin=",
+    "--config.held_out_frames=40 --config.stages.rounds=1 --config.stages.large_margin= "
+    "--config.stages.classify=few_steps.py",
     "demo": SHORT,
     "prepare": "--workers=1 --augmentations=1",
     "cluster": "--clusters=4",
@@ -54,8 +55,17 @@ MORE = {
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/encoders.py": "--encoders=campplus --rows=1 --repeats=1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT} {shlex.join(ECAPA)}",
-    "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
+    "benchmarks/ablation.py": "--steps=4 --width=16 --seeds=1 --variants=0 --draws=10",
 }
+FEW_STEPS = """
+from sdpn_jax.config import load
+
+def get_config():
+    config = load("own_classify")
+    config.num_steps, config.warmup_steps, config.batch_size = 2, 1, 4
+    config.views.local_frames = 40
+    return config
+"""  # without `fit`, which would choose a hundred steps
 EXTRAS = {
     "launch-check --topology=h100": "jax_cuda12_plugin",
     "launch-check --topology=v": "libtpu",
@@ -145,6 +155,7 @@ def workplace(tmp_path_factory):
     state = {f"module.{name}": array for name, array in sdpn_names.to_released(variables, 1).items()}
     prototypes = rng.random((16, network.head.projection_size), np.float32)
     torch_files.write(folder / "checkpoint.pth", {"student": state, "teacher": state, "prototypes": prototypes})
+    (folder / "few_steps.py").write_text(FEW_STEPS)
     for name in ("configs", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     return folder

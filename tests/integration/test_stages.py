@@ -104,6 +104,10 @@ def test_stages_that_cannot_be_compared(workplace):
     assert "no such file" in refused("stages", *arguments, "--config.stages.large_margin=nothing")
     assert "it must be classify" in refused("stages", *arguments, f"--config.stages.classify={workplace / 'config.py'}")
     assert "must be more" in refused("stages", *arguments, "--config.stages.centroids=3")
+    held = (workplace / "tune.py").read_text().replace("return", 'config.freeze = ("encoder/mistyped/*",)\n    return')
+    (workplace / "held.py").write_text(held)
+    told = refused("stages", *arguments, f"--config.stages.large_margin={workplace / 'held.py'}")
+    assert "'encoder/mistyped/*' names no parameter" in told
     (workplace / "few.txt").write_text("s0/0.wav s0\ns0/1.wav s0\n")
     assert "is unclear" in refused("stages", *arguments, f"--config.true_labels={workplace / 'few.txt'}")
     assert not (workplace / "none" / "1-sdpn").exists()
