@@ -55,7 +55,7 @@ MORE = {
     "benchmarks/extraction.py": "--limit=2 --repeats=1 --long_minutes=0.1",
     "benchmarks/encoders.py": "--encoders=campplus --rows=1 --repeats=1",
     "benchmarks/training_step.py": f"--repeats=1 {SHORT} {shlex.join(ECAPA)}",
-    "benchmarks/ablation.py": "--steps=4 --width=16 --seeds=1 --variants=0 --draws=10",
+    "benchmarks/ablation.py": "--steps=20 --width=16 --seeds=1 --variants=0 --draws=10",
 }
 FEW_STEPS = """
 from sdpn_jax.config import load
