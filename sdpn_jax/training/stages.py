@@ -23,7 +23,7 @@ from sdpn_jax.errors import UserError
 from sdpn_jax.eval import cluster
 from sdpn_jax.models.network import initial_variables, network_of
 from sdpn_jax.speaker import corpus
-from sdpn_jax.training import loop, sharding
+from sdpn_jax.training import loop, memory, sharding
 from sdpn_jax.training.logs import METRICS, read_rows
 from sdpn_jax.training.program import check_patterns
 from sdpn_jax.weights import run
@@ -117,6 +117,7 @@ def train_in_stages(config: Config, workdir: str | os.PathLike, skip_damaged: bo
     skip_damaged: as in loop.train_and_evaluate. Raises what that does, and UserError for a config whose stages cannot
     be compared.
     """
+    memory.keep_freed()  # before the checks ask for the devices
     stages = Stages(config, storage.place(workdir), skip_damaged)
     check(config, stages)
 
